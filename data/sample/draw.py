@@ -1,0 +1,255 @@
+"""Draws the picture of an item: background and light, the parts of its shape, shading, and a file format."""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
+
+from data.sample import shapes, textures
+from data.sample.rows import Item, generator
+
+Array = NDArray[np.float32]
+Box = tuple[int, int, int, int]
+
+# Masks are drawn this many times larger and averaged, which makes their edges smooth.
+FINE = 2
+# Object's long side as a share of the frame, and where in the spare height it stands (0 top, 1 bottom).
+PLACING = {"HATS": (0.74, 0.4), "SHOES": (0.92, 0.62), "SKIRTS": (0.86, 0.5), "SCARVES": (0.9, 0.5)}
+USUAL_PLACING = (0.93, 0.5)
+# Shapes that may stand in tall or in wide frames without becoming small.
+TALL = {"COATS", "DRESSES", "TROUSERS", "SCARVES", "UMBRELLAS"}
+WIDE = {"SHOES", "SKIRTS", "HATS"}
+TRIM_COLOURS = {"silver": ((206, 214, 228), (84, 92, 112)), "gold": ((236, 178, 32), (112, 70, 8))}
+# script -> (the label's corner as shares of the frame, its colour)
+LABELS = {"cyrillic": ((0, 0), (0, 150, 170)), "greek": (((1, 0)), (240, 120, 20)), "han": ((1, 1), (150, 50, 190))}
+# EXIF orientation -> what undoes it, that is, how the stored picture is turned
+UNDO_ORIENTATION = {
+    3: Image.Transpose.ROTATE_180,
+    6: Image.Transpose.ROTATE_90,
+    8: Image.Transpose.ROTATE_270,
+}
+ORIENTATION_TAG = 0x0112
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """How a picture is stored: its file's suffix, Pillow mode and EXIF orientation (1: upright)."""
+
+    suffix: str
+    mode: str
+    orientation: int = 1
+
+
+def picture_format(seed: int, item: Item) -> Format:
+    """The format of an item's picture: mostly JPEG, some turned by EXIF, PNG (also transparent, palette) and WebP."""
+    rng = generator(seed, item.number, 2)
+    if item.colour == "grey" and rng.random() < 0.5:
+        return Format("jpg" if rng.random() < 0.8 else "png", "L")
+    kind = rng.choice(6, p=(0.68, 0.07, 0.05, 0.09, 0.03, 0.08))
+    if kind == 1:
+        return Format("jpg", "RGB", int(rng.choice(list(UNDO_ORIENTATION))))
+    return (
+        Format("jpg", "RGB"),
+        Format("jpg", "RGB"),
+        Format("png", "RGB"),
+        Format("png", "RGBA"),
+        Format("png", "P"),
+        Format("webp", "RGB"),
+    )[kind]
+
+
+def draw_picture(seed: int, item: Item) -> bytes:
+    """The file of an item's picture in the format of `picture_format`; the same bytes for the same arguments."""
+    stored = picture_format(seed, item)
+    picture = _paint(item, generator(seed, item.number, 3), transparent=stored.mode == "RGBA")
+    if stored.mode == "P":
+        picture = picture.quantize(64, dither=Image.Dither.NONE)
+    elif stored.mode != picture.mode:
+        picture = picture.convert(stored.mode)
+    file = io.BytesIO()
+    if stored.suffix == "jpg":
+        exif = Image.Exif()
+        if stored.orientation != 1:
+            picture = picture.transpose(UNDO_ORIENTATION[stored.orientation])
+            exif[ORIENTATION_TAG] = stored.orientation
+        picture.save(file, "JPEG", quality=88, exif=exif)
+    elif stored.suffix == "png":
+        picture.save(file, "PNG", compress_level=4)
+    else:
+        picture.save(file, "WEBP", quality=86, method=2)
+    return file.getvalue()
+
+
+def _frame(category: str, rng: np.random.Generator) -> tuple[int, int]:
+    """Width and height in pixels; a seventh of the frames is tall or wide, up to 2.2 to 1 where the shape is."""
+    long_side = int(rng.triangular(128, 170, 320))
+    ratio = rng.uniform(1.0, 1.35)
+    turn = bool(rng.random() < 0.5)
+    if rng.random() < 0.15:
+        stretched = category in TALL | WIDE
+        ratio = rng.uniform(1.5, 2.2) if stretched else rng.uniform(1.35, 1.6)
+        turn = category in TALL if stretched else turn
+    short_side = round(long_side / ratio)
+    return (short_side, long_side) if turn else (long_side, short_side)
+
+
+class _Canvas:
+    """A picture under work: its colours, and the mask of all that was painted."""
+
+    def __init__(self, width: int, height: int, background: tuple[int, int, int]) -> None:
+        self.size = (width, height)
+        self.colours = Image.new("RGB", self.size, background)
+        self.covered = Image.new("L", self.size, 0)
+
+    def _mask(self, points: Array, line: float) -> tuple[ImageDraw.ImageDraw, Image.Image, Box, Array] | None:
+        """An empty fine mask over the points' surroundings, its place in the picture, and the points in it."""
+        low = np.floor(points.min(axis=0) - line - 2).astype(int)
+        high = np.ceil(points.max(axis=0) + line + 2).astype(int)
+        left, top = max(int(low[0]), 0), max(int(low[1]), 0)
+        right, bottom = min(int(high[0]), self.size[0]), min(int(high[1]), self.size[1])
+        if right <= left or bottom <= top:
+            return None
+        mask = Image.new("L", ((right - left) * FINE, (bottom - top) * FINE), 0)
+        return ImageDraw.Draw(mask), mask, (left, top, right, bottom), (points - (left, top)) * FINE
+
+    def _put(self, fill: Image.Image | tuple[int, ...], mask: Image.Image, box: Box, solid: bool = True) -> None:
+        self.colours.paste(fill.crop(box) if isinstance(fill, Image.Image) else fill, box, mask)
+        if solid:
+            self.covered.paste(255, box, mask)
+
+    def polygon(self, points: Array, fill: Image.Image | tuple[int, ...], edge: tuple[int, ...], width: float) -> None:
+        """A polygon with a soft darker edge of `width` pixels."""
+        made = self._mask(points, width)
+        if made is None:
+            return
+        pen, mask, box, inside = made
+        corners = [tuple(p) for p in inside.tolist()]
+        pen.polygon(corners, fill=255)
+        outer = mask.reduce(FINE)
+        pen.line([*corners, corners[0], corners[1]], fill=70, width=max(round(width * FINE), 1))
+        self._put(edge, outer, box)
+        self._put(fill, ImageChops.darker(mask.reduce(FINE), outer), box)
+
+    def line(self, points: Array, width: float, fill: tuple[int, ...], opacity: int = 255, solid: bool = True) -> None:
+        """A line of `width` pixels; opacity 0..255."""
+        made = self._mask(points, width)
+        if made is None:
+            return
+        pen, mask, box, inside = made
+        pen.line([tuple(p) for p in inside.tolist()], fill=opacity, width=max(round(width * FINE), 1), joint="curve")
+        self._put(fill, mask.reduce(FINE), box, solid)
+
+    def discs(self, points: Array, width: float, fill: tuple[int, ...]) -> None:
+        """Discs of `width` pixels across."""
+        made = self._mask(points, width)
+        if made is None:
+            return
+        pen, mask, box, inside = made
+        for x, y in inside.tolist():
+            pen.ellipse((x - width, y - width, x + width, y + width), fill=255)
+        self._put(fill, mask.reduce(FINE), box)
+
+
+def _paint(item: Item, rng: np.random.Generator, transparent: bool) -> Image.Image:
+    width, height = _frame(item.category, rng)
+    warm = rng.uniform(-5, 5)
+    grey = rng.uniform(232, 248)
+    background = (round(grey + warm), round(grey), round(grey - warm)) if item.colour != "grey" else (round(grey),) * 3
+    canvas = _Canvas(width, height, background)
+    parts = shapes.shape(item.category, rng)
+    place, turn, scale = _placing(item.category, parts, width, height, rng)
+    u, v = _fabric_axes(width, height, turn)
+    fabric, ground = textures.cloth(item.colour, item.fabric, u, v, max(width, height), rng)
+    _paint_parts(canvas, item, parts, place, scale, fabric, ground)
+    return _finish(canvas, item, rng, transparent)
+
+
+def _placing(category: str, parts: list[shapes.Part], width: int, height: int, rng: np.random.Generator):  # type: ignore
+    """Where the object goes: the map from its coordinates to pixels, its rotation in radians, pixels a unit."""
+    turn = float(np.radians(rng.uniform(-7, 7)))
+    cos, sin = np.cos(turn), np.sin(turn)
+    matrix = np.array([[cos, -sin], [sin, cos]])
+    corners = np.concatenate([part.points @ matrix.T for part in parts if part.role not in ("trim", "buttons")])
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    fill, anchor = PLACING.get(category, USUAL_PLACING)
+    scale = fill * rng.uniform(0.88, 1.0) * float(min(width / (high - low)[0], height / (high - low)[1]))
+    spare = np.array([width, height]) - scale * (high - low)
+    share = np.array([0.5 + rng.uniform(-0.3, 0.3), anchor + rng.uniform(-0.2, 0.2)])
+    shift = spare * share - scale * low
+    return (lambda points: points @ matrix.T * scale + shift), turn, scale
+
+
+def _fabric_axes(width: int, height: int, turn: float) -> tuple[Array, Array]:
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    cos, sin = np.float32(np.cos(turn)), np.float32(np.sin(turn))
+    return x * cos + y * sin, y * cos - x * sin
+
+
+def _paint_parts(canvas, item, parts, place, scale, fabric, ground) -> None:  # type: ignore
+    edge = _tone(ground, 0.55)
+    lining = _tone(ground, 0.72)
+    for part in parts:
+        points = place(part.points)
+        width = part.width * scale
+        if part.role == "cloth":
+            canvas.polygon(points, fabric, edge, 0.014 * scale)
+        elif part.role == "lining":
+            canvas.polygon(points, lining, edge, 0.01 * scale)
+        elif part.role == "solid":
+            canvas.polygon(points, part.colour, _tone(part.colour, 0.7), 0.01 * scale)
+        elif part.role == "fold":
+            canvas.line(points, width, edge, 190, solid=False)
+        elif part.role == "rod":
+            colour = part.colour if any(part.colour) else lining
+            canvas.line(points, width + 0.012 * scale, _tone(colour, 0.7))
+            canvas.line(points, width, colour)
+        elif part.role == "trim" and item.trim != "none":
+            bright, dark = TRIM_COLOURS[item.trim]
+            broad = width * (1.35 if item.trim == "gold" else 0.9)
+            canvas.line(points, broad + 0.03 * scale, dark)
+            canvas.line(points, broad, bright)
+        elif part.role == "buttons" and item.trim == "gold":
+            bright, dark = TRIM_COLOURS["gold"]
+            canvas.discs(points, width + 0.024 * scale, dark)
+            canvas.discs(points, width, bright)
+
+
+def _tone(colour: tuple[int, ...], factor: float) -> tuple[int, ...]:
+    return tuple(int(c * factor) for c in colour)
+
+
+def _finish(canvas: _Canvas, item: Item, rng: np.random.Generator, transparent: bool) -> Image.Image:
+    """Light from one side, rounded edges, a soft shadow, grain and the label of the title's script."""
+    width, height = canvas.size
+    side = max(width, height)
+    covered = canvas.covered
+    soft = covered.filter(ImageFilter.BoxBlur(side * 0.02))
+    shadow = ImageChops.offset(
+        covered.filter(ImageFilter.BoxBlur(side * 0.035)), round(side * 0.015), round(side * 0.03)
+    )
+    inside = np.asarray(covered, dtype=np.float32) / 255
+    roundness = 0.8 + 0.2 * np.clip(np.asarray(soft, dtype=np.float32) / 128 - 0.9, 0, 1)
+    shade = 1 - 0.24 / 255 * np.asarray(shadow, dtype=np.float32)
+    slope_x, slope_y = rng.uniform(-0.06, 0.06), rng.uniform(0.0, 0.08)
+    across = np.linspace(slope_x, -slope_x, width, dtype=np.float32)
+    down = np.linspace(slope_y, -slope_y, height, dtype=np.float32)[:, None]
+    brightness = np.float32(rng.uniform(0.94, 1.04))
+    light = (1 + across + down) * brightness * (shade + inside * (roundness - shade))
+    colours = np.asarray(canvas.colours, dtype=np.float32)
+    colours *= light[..., None]
+    colours += rng.integers(-4, 5, (height, width, 1), dtype=np.int8)
+    picture = Image.fromarray(np.clip(colours, 0, 255, out=colours).astype(np.uint8))
+    opaque = covered
+    if item.script in LABELS:
+        corner, colour = LABELS[item.script]
+        size = round(side * 0.15)
+        left, top = corner[0] * (width - size), corner[1] * (height - size)
+        if picture.mode == "RGB" and item.colour == "grey":
+            colour = (70, 70, 70)
+        picture.paste(colour, (left, top, left + size, top + size))
+        opaque.paste(255, (left, top, left + size, top + size))
+    if transparent:
+        picture.putalpha(opaque)
+    return picture
