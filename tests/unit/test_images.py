@@ -1,0 +1,143 @@
+"""Pictures: what is taken, what is refused and under which reason, and that they stand upright."""
+
+import hashlib
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data.images import PictureError, check_picture, open_picture
+
+
+def drawn(width: int = 60, height: int = 40, mode: str = "RGB") -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 255, (height // 4, width // 4, 3), np.uint8)
+    return Image.fromarray(pixels).resize((width, height)).convert(mode)
+
+
+def encoded(picture: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
+    out = io.BytesIO()
+    picture.save(out, kind, **options)
+    return out.getvalue()
+
+
+def rotated(orientation: int, kind: str = "JPEG") -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(drawn(), kind, exif=exif)
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffix", "mode"),
+    [
+        ("JPEG", "jpg", "RGB"),
+        ("JPEG", "jpg", "L"),
+        ("JPEG", "jpg", "CMYK"),
+        ("PNG", "png", "RGBA"),
+        ("PNG", "png", "P"),
+        ("PNG", "png", "1"),
+        ("PNG", "png", "LA"),
+        ("WEBP", "webp", "RGB"),
+        ("GIF", "gif", "P"),
+        ("BMP", "bmp", "RGB"),
+        ("TIFF", "tiff", "RGB"),
+        ("TIFF", "tiff", "CMYK"),
+    ],
+)
+def test_an_upright_picture_keeps_its_bytes(kind: str, suffix: str, mode: str) -> None:
+    data = encoded(drawn(mode=mode), kind)
+    picture = check_picture(data)
+    assert (picture.data, picture.format, picture.width, picture.height) == (data, suffix, 60, 40)
+    assert picture.sha256 == hashlib.sha256(data).hexdigest()
+    assert 0 <= picture.phash < 2**64
+    assert open_picture(data).size == (60, 40)
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+@pytest.mark.parametrize(("kind", "suffix"), [("JPEG", "jpg"), ("PNG", "png"), ("TIFF", "png"), ("WEBP", "png")])
+def test_a_turned_picture_is_rewritten_upright(kind: str, suffix: str, orientation: int) -> None:
+    data = rotated(orientation, kind)
+    picture = check_picture(data)
+    size = (40, 60) if orientation >= 5 else (60, 40)
+    assert picture.format == suffix
+    assert (picture.width, picture.height) == size
+    assert open_picture(data).size == size
+    plain = Image.open(io.BytesIO(picture.data))
+    assert plain.size == size, "readers that ignore EXIF see it upright too"
+    assert plain.getexif().get(0x0112, 1) == 1
+    difference = np.abs(np.asarray(plain.convert("RGB"), int) - np.asarray(open_picture(data).convert("RGB"), int))
+    assert difference.mean() < 3
+    assert check_picture(data) == picture
+
+
+def png_header(width: int, height: int) -> bytes:
+    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    header = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
+    return header + struct.pack(">I", 1000) + b"IDAT" + zlib.compress(b"\0" * 5000)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty"),
+        (b"<!DOCTYPE html><html>404</html>", "not-a-picture"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not-a-picture"),
+        (b"\0" * 500, "not-a-picture"),
+        (encoded(drawn())[:300], "truncated"),
+        (encoded(drawn(600, 400))[:-2000], "truncated"),
+        (encoded(drawn(600, 400), "PNG")[:3000], "truncated"),
+        (png_header(60_000, 60_000), "too-large"),
+        (png_header(9_000, 9_000), "too-large"),
+        (encoded(drawn().resize((1, 1)), "PNG"), "too-small"),
+        (encoded(drawn().resize((404, 4)), "PNG"), "too-thin"),
+    ],
+)
+def test_what_is_no_picture_is_refused_with_its_reason(data: bytes, reason: str) -> None:
+    with pytest.raises(PictureError) as caught:
+        check_picture(data)
+    assert caught.value.reason == reason
+    with pytest.raises(PictureError):
+        open_picture(data)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_a_picture_cut_anywhere_is_refused(kind: str) -> None:
+    data = encoded(drawn(600, 400), kind)
+    for tenth in range(10):
+        with pytest.raises(PictureError):
+            check_picture(data[: len(data) * tenth // 10])
+
+
+def test_damage_in_the_middle_is_refused_or_decodes() -> None:
+    data = bytearray(encoded(drawn(200, 200), "PNG"))
+    random = np.random.default_rng(0)
+    reasons = set()
+    for _ in range(50):
+        broken = data.copy()
+        for place in random.integers(0, len(data), 20).tolist():
+            broken[place] ^= 0x5A
+        try:
+            check_picture(bytes(broken))
+        except PictureError as error:
+            reasons.add(error.reason)
+    assert reasons <= {"not-a-picture", "damaged", "truncated", "too-large", "too-thin", "too-small"}
+
+
+def test_the_pixel_limit_is_the_callers() -> None:
+    data = encoded(drawn())
+    assert check_picture(data, max_pixels=60 * 40).width == 60
+    with pytest.raises(PictureError, match="2,399"):
+        check_picture(data, max_pixels=60 * 40 - 1)
+
+
+def test_the_perceptual_hash_is_near_for_copies_and_far_for_others() -> None:
+    def distance(one: bytes, other: bytes) -> int:
+        return (check_picture(one).phash ^ check_picture(other).phash).bit_count()
+
+    picture = drawn(600, 400)
+    mirrored = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    assert distance(encoded(picture, "PNG"), encoded(picture, quality=40)) <= 6
+    assert distance(encoded(picture), encoded(picture.resize((300, 200)))) <= 6
+    assert distance(encoded(picture), encoded(mirrored)) > 16
