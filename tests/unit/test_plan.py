@@ -1,0 +1,209 @@
+"""The plan as a table of world sizes and steps."""
+
+import dataclasses
+import itertools
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from train.pipeline.lengths import Lengths
+from train.pipeline.plan import Pack, Plan, deal_packs
+from train.pipeline.spec import PlanError, PlanSpec, ShardRef
+
+WORLDS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    key: str
+
+
+class FakeIndex:
+    """As much of an index as a plan asks for."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def entry(self, number: int) -> Entry:
+        return Entry(key=f"k{number:05d}")
+
+
+def make_plan(count: int = 331, lengths: Lengths | None = None, **settings: Any) -> Plan:
+    rng = np.random.default_rng(count)
+    third = count // 3
+    values = {
+        "split": "train",
+        "shards": tuple(
+            ShardRef(name=f"shard-{number:06d}.tar", sha256=f"{number:064x}", samples=samples)
+            for number, samples in enumerate((third, third, count - 2 * third))
+        ),
+        "tokenizer_hash": "0" * 64,
+        "template": "bare",
+        "num_crops": 4,
+        "crop_size": 336,
+        "tokens_per_side": 12,
+        "pack_length": 1000,
+        "window": 64,
+        "over_long": "skip",
+        "last_batch": "short",
+        "shuffle": True,
+        "seed": 0,
+        "global_batch_packs": 7,
+        "crops_per_chunk": 4,
+        "labels_per_chunk": 64,
+    } | settings
+    lengths = lengths or Lengths(
+        tokens=rng.integers(20, 400, count).astype(np.int32),
+        labels=rng.integers(1, 30, count).astype(np.int32),
+        crops=rng.integers(0, 6, count).astype(np.int32),
+    )
+    return Plan(PlanSpec(**values), FakeIndex(count), lengths)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_any_number_of_ranks_trains_the_same_batches_with_equal_micro_steps(world: int):
+    plan = make_plan()
+    for step in range(plan.steps_until(2)):
+        dealt = [plan.deal(step, rank, world) for rank in range(world)]
+        packs = plan.batch(step).packs
+        assert {len(steps) for steps in dealt} == {-(-len(packs) // world)}
+        trained = sorted((m.pack for steps in dealt for m in steps if m.pack.samples), key=lambda pack: pack.number)
+        assert tuple(trained) == packs
+        empty = [m.pack.number for steps in dealt for m in steps if not m.pack.samples]
+        assert sorted(empty) == list(range(len(packs), len(packs) + len(empty)))
+        for micro in zip(*dealt, strict=True):
+            assert len({(m.crop_chunks, m.label_chunks) for m in micro}) == 1
+            assert micro[0].crop_chunks == max(1, max(-(-m.pack.crops // 4) for m in micro))
+            assert micro[0].label_chunks == max(1, max(-(-m.pack.labels // 64) for m in micro))
+
+
+def test_a_run_goes_on_at_any_step_with_any_number_of_ranks():
+    straight = make_plan()
+    steps = straight.steps_until(2) + 1
+    expected = [straight.batch(step) for step in range(steps)]
+    for stop in range(1, steps, 5):
+        resumed = make_plan()
+        assert [resumed.batch(step) for step in range(stop, steps)] == expected[stop:]
+
+
+@pytest.mark.parametrize("last_batch", ["short", "wrap", "drop"])
+def test_an_epoch_has_each_sample_once_by_the_rule_for_its_last_batch(last_batch: str):
+    plan = make_plan(last_batch=last_batch)
+    packs = [pack for step in range(plan.steps_in(0)) for pack in plan.batch(step).packs]
+    seen = [sample for pack in packs for sample in pack.samples]
+    if last_batch == "short":
+        assert sorted(seen) == list(range(331))
+        assert len(plan.batch(plan.steps_in(0) - 1).packs) < 7
+    elif last_batch == "drop":
+        assert len(seen) == len(set(seen)) < 331
+        assert len(packs) % 7 == 0
+    else:
+        assert set(seen) == set(range(331))
+        assert len(packs) % 7 == 0
+        again = len(packs) - plan.figures().packs
+        assert [pack.samples for pack in packs[-again:]] == [pack.samples for pack in packs[:again]]
+
+
+def test_wrap_fills_a_batch_from_fewer_packs_than_it_has():
+    plan = make_plan(count=9, last_batch="wrap", global_batch_packs=8)
+    assert plan.steps_per_epoch == 1
+    assert len(plan.batch(0).packs) == 8
+
+
+def test_drop_without_a_full_batch_is_refused_with_what_to_do():
+    with pytest.raises(PlanError, match="lower global_batch_packs or set last_batch"):
+        make_plan(count=9, last_batch="drop", global_batch_packs=8)
+
+
+def test_steps_are_located_across_epochs_of_different_lengths():
+    plan = make_plan(global_batch_packs=1, window=8)
+    places = [(epoch, place) for epoch in range(4) for place in range(plan.steps_in(epoch))]
+    assert len({plan.steps_in(epoch) for epoch in range(4)}) > 1
+    assert [plan.locate(step) for step in range(len(places))] == places
+    assert plan.steps_until(4) == len(places)
+
+
+def test_a_sample_longer_than_a_pack_is_skipped_and_known_or_refused_by_key():
+    tokens = np.full(30, 300, np.int32)
+    tokens[11] = 1001
+    lengths = Lengths(tokens=tokens, labels=np.ones(30, np.int32), crops=np.ones(30, np.int32))
+    plan = make_plan(count=30, lengths=lengths)
+    assert plan.over_long.tolist() == [11]
+    assert plan.figures().samples == 29
+    with pytest.raises(PlanError, match=r"1 of 30 samples.*'k00011', longest 1001"):
+        make_plan(count=30, lengths=lengths, over_long="error")
+    with pytest.raises(PlanError, match="none of its 30 samples fits"):
+        make_plan(count=30, lengths=lengths, pack_length=100)
+
+
+def lockstep(rows: list[list[Pack]]) -> int:
+    """Work of a step in which ranks wait for one another after each micro-step."""
+    return sum(max(pack.work for pack in row) for row in rows)
+
+
+@pytest.mark.parametrize("world", [4, 8])
+def test_ranks_wait_less_for_one_another_than_dealt_in_order(world: int):
+    plan = make_plan(count=4000, global_batch_packs=32, window=4000)
+    for step in range(plan.steps_in(0) - 1):
+        packs = plan.batch(step).packs
+        dealt = deal_packs(packs, world)
+        in_order = [list(packs[first : first + world]) for first in range(0, len(packs), world)]
+        assert lockstep(dealt) < 0.92 * lockstep(in_order)
+
+
+def test_ranks_carry_equal_work_over_pictures_of_like_size():
+    rng = np.random.default_rng(0)
+    tokens = (rng.integers(20, 60, 4000) + rng.choice([145, 217, 301], 4000)).astype(np.int32)
+    lengths = Lengths(tokens=tokens, labels=np.ones(4000, np.int32), crops=np.full(4000, 3, np.int32))
+    plan = make_plan(count=4000, lengths=lengths, global_batch_packs=256, window=4000)
+    rows = deal_packs(plan.batch(0).packs, 64)
+    loads = [sum(row[rank].work for row in rows) for rank in range(64)]
+    assert max(loads) <= 1.05 * sum(loads) / 64
+
+
+def test_like_packs_share_a_micro_step():
+    plan = make_plan(count=4000, global_batch_packs=32)
+    rows = [[pack.work for pack in row] for row in deal_packs(plan.batch(0).packs, 8)]
+    assert all(min(row) >= max(below) for row, below in itertools.pairwise(rows))
+
+
+def test_without_pictures_there_is_no_call_of_the_tower():
+    ones = np.ones(30, np.int32)
+    plan = make_plan(count=30, lengths=Lengths(tokens=ones * 90, labels=ones, crops=ones * 0))
+    assert plan.deal(0, 0, 1)[0].crop_chunks == 0
+
+
+def test_validation_goes_once_through_everything_in_the_same_order():
+    plan = make_plan(shuffle=False)
+    first = [pack.samples for step in range(plan.steps_in(0)) for pack in plan.batch(step).packs]
+    again = [plan.batch(plan.steps_in(0) + step).packs for step in range(plan.steps_in(1))]
+    assert first == [pack.samples for packs in again for pack in packs]
+    assert sorted(sample for pack in first for sample in pack) == list(range(331))
+
+
+def test_the_fingerprint_names_the_plan_and_survives_json():
+    spec = make_plan().spec
+    assert PlanSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    fingerprints = {spec.fingerprint(), make_plan().spec.fingerprint()}
+    assert len(fingerprints) == 1
+    for change in ({"seed": 1}, {"pack_length": 999}, {"num_crops": 16}, {"template": "phi3v"}, {"window": 63}):
+        assert dataclasses.replace(spec, **change).fingerprint() not in fingerprints
+
+
+def test_the_digest_of_a_step_follows_its_keys_and_their_packs():
+    plan, other = make_plan(), make_plan(seed=1)
+    assert plan.digest(3) == make_plan().digest(3)
+    assert len({plan.digest(3), plan.digest(4), other.digest(3)}) == 3
+
+
+@pytest.mark.parametrize(
+    "change", [{"window": 0}, {"over_long": "cut"}, {"last_batch": "keep"}, {"seed": -1}, {"global_batch_packs": 0}]
+)
+def test_a_setting_out_of_range_is_refused_by_name(change: dict[str, Any]):
+    with pytest.raises(PlanError, match=next(iter(change))):
+        make_plan(**change)
