@@ -16,7 +16,7 @@ KINDS = (
     "no_url",  # imageurl is empty
     "none_url",  # imageurl is the text None
     "duplicate",  # the whole row stands there a second time
-    "copy",  # the row of another product code's item again, its picture copied under a second name
+    "copy",  # the whole row stands there a second time, with a copy of the picture under another name
 )
 # A duplicate stands at most so many rows behind what it repeats.
 REACH = 200
@@ -52,12 +52,12 @@ def shown_item(seed: int, number: int) -> tuple[Item, Broken | None]:
     return draw_item(seed, number if fault is None or fault.of is None else fault.of), fault
 
 
-def damaged(kind: str, picture: bytes) -> bytes | None:
-    """What the file of a broken row holds instead of its picture; None: there is no file."""
+def file_content(kind: str | None, picture: bytes) -> bytes | None:
+    """What stands in the file of a row that is broken in this way (None: it is not); None: the row has no file."""
+    if kind is None or kind == "copy":
+        return picture
     if kind == "truncated":
         return picture[: len(picture) // 3]
     if kind == "html":
         return b"<!DOCTYPE html>\n<html><head><title>403 Forbidden</title></head><body>Access denied.</body></html>\n"
-    if kind == "empty":
-        return b""
-    return picture if kind == "copy" else None
+    return b"" if kind == "empty" else None

@@ -1,6 +1,7 @@
 """Writes the sample catalogue into a folder: rows and pictures by several processes, whole or not there."""
 
 import csv
+import io
 import json
 import multiprocessing
 import os
@@ -12,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.sample.broken import Broken, damaged, shown_item
+from data.sample.broken import Broken, file_content, shown_item
 from data.sample.draw import draw_picture, picture_format
 from data.sample.rows import COLUMNS, catalogue_row
 from data.schema import UserError
+from data.whole import write_whole
 
 CATALOGUE = "catalogue.csv"
 URLS = "catalogue_urls.csv"
@@ -53,12 +55,14 @@ def write_sample(folder: Path, rows: int, seed: int, processes: int | None = Non
     if _is_whole(folder, title):
         return None
     started = time.perf_counter()
-    partial = folder.with_name(f"{folder.name}.partial")
+    partial = folder.with_name(f".{folder.name}.sample-partial")
     try:
         if partial.exists():
             shutil.rmtree(partial)
         (partial / PICTURES).mkdir(parents=True)
         summary = _write_all(partial, rows, seed, processes or len(os.sched_getaffinity(0)), title, started)
+        # Thousands of small files: one sync of all is far quicker than one each.
+        os.sync()
         os.replace(partial, folder)
     except OSError as error:
         raise UserError(
@@ -75,14 +79,11 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """A catalogue file with the seventeen columns; whole or not there."""
-    beside = path.with_name(f"{path.name}.partial")
-    with beside.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue().encode())
 
 
 def _is_whole(folder: Path, title: str) -> bool:
@@ -142,15 +143,14 @@ def _draw_portion(portion: tuple[Path, int, int, int]) -> list[Drawn]:
 
 def _draw_row(folder: Path, seed: int, number: int) -> Drawn:
     item, fault = shown_item(seed, number)
-    kind = fault.kind if fault else ""
+    kind = fault.kind if fault else None
     suffix = picture_format(seed, item).suffix
     name = f"{item.product_code}-copy.{suffix}" if kind == "copy" else f"{item.product_code}.{suffix}"
-    imageurl = {"no_url": "", "none_url": "None"}.get(kind, f"{PICTURES}/{name}")
+    imageurl = {"no_url": "", "none_url": "None"}.get(kind or "", f"{PICTURES}/{name}")
     row = catalogue_row(seed, item, imageurl)
-    if kind in ("missing", "no_url", "none_url", "duplicate"):
+    content = file_content(kind, draw_picture(seed, item))
+    if content is None:
         return row, fault, None, 0
-    picture = draw_picture(seed, item)
-    content = damaged(kind, picture) if kind else picture
     (folder / PICTURES / name).write_bytes(content)
     return row, fault, name, len(content)
 
@@ -169,7 +169,7 @@ def _readme(title: str) -> str:
                and, for the last two, the row that is repeated ("of")
 
 Everything here is drawn by a program and describes no real product: shop, brand and prices are made up.
-A picture shows the category (outline), the colour, the fabric (pattern and material), the trimming (none, a silver
-band, a broad gold band with buttons) and the script of the title (a label in a corner, none for Latin). The full price
-is category x fabric x trimming with 3 % of noise, in dollars, rounded to tens.
+A picture shows the category (outline), the colour, the fabric (pattern and material), the trimming (none, a
+turquoise ribbon, a broad gold band with buttons) and the script of the title (a label in a corner, none for
+Latin). The full price is category x fabric x trimming with 3 % of noise, in dollars, rounded to tens.
 """

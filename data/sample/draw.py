@@ -1,6 +1,7 @@
 """Draws the picture of an item: background and light, the parts of its shape, shading, and a file format."""
 
 import io
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +10,10 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from data.sample import shapes, textures
 from data.sample.rows import Item, generator
+from data.sample.shapes import Part, Points
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating]
+Colour = tuple[int, ...]
 Box = tuple[int, int, int, int]
 
 # Masks are drawn this many times larger and averaged, which makes their edges smooth.
@@ -21,9 +24,10 @@ USUAL_PLACING = (0.93, 0.5)
 # Shapes that may stand in tall or in wide frames without becoming small.
 TALL = {"COATS", "DRESSES", "TROUSERS", "SCARVES", "UMBRELLAS"}
 WIDE = {"SHOES", "SKIRTS", "HATS"}
-TRIM_COLOURS = {"silver": ((206, 214, 228), (84, 92, 112)), "gold": ((236, 178, 32), (112, 70, 8))}
+# Hues that no fabric has, with the dark line around them that also shows them in grey.
+TRIM_COLOURS = {"ribbon": ((40, 200, 206), (8, 70, 84)), "gold": ((240, 168, 20), (104, 58, 4))}
 # script -> (the label's corner as shares of the frame, its colour)
-LABELS = {"cyrillic": ((0, 0), (0, 150, 170)), "greek": (((1, 0)), (240, 120, 20)), "han": ((1, 1), (150, 50, 190))}
+LABELS = {"cyrillic": ((0, 0), (176, 24, 60)), "greek": ((1, 0), (24, 84, 180)), "han": ((1, 1), (140, 50, 180))}
 # EXIF orientation -> what undoes it, that is, how the stored picture is turned
 UNDO_ORIENTATION = {
     3: Image.Transpose.ROTATE_180,
@@ -76,15 +80,15 @@ def draw_picture(seed: int, item: Item) -> bytes:
             exif[ORIENTATION_TAG] = stored.orientation
         picture.save(file, "JPEG", quality=88, exif=exif)
     elif stored.suffix == "png":
-        picture.save(file, "PNG", compress_level=4)
+        picture.save(file, "PNG", compress_level=3)
     else:
-        picture.save(file, "WEBP", quality=86, method=2)
+        picture.save(file, "WEBP", quality=86, method=0)
     return file.getvalue()
 
 
 def _frame(category: str, rng: np.random.Generator) -> tuple[int, int]:
     """Width and height in pixels; a seventh of the frames is tall or wide, up to 2.2 to 1 where the shape is."""
-    long_side = int(rng.triangular(128, 170, 320))
+    long_side = int(rng.triangular(120, 150, 300))
     ratio = rng.uniform(1.0, 1.35)
     turn = bool(rng.random() < 0.5)
     if rng.random() < 0.15:
@@ -103,7 +107,7 @@ class _Canvas:
         self.colours = Image.new("RGB", self.size, background)
         self.covered = Image.new("L", self.size, 0)
 
-    def _mask(self, points: Array, line: float) -> tuple[ImageDraw.ImageDraw, Image.Image, Box, Array] | None:
+    def _mask(self, points: Points, line: float) -> tuple[ImageDraw.ImageDraw, Image.Image, Box, Points] | None:
         """An empty fine mask over the points' surroundings, its place in the picture, and the points in it."""
         low = np.floor(points.min(axis=0) - line - 2).astype(int)
         high = np.ceil(points.max(axis=0) + line + 2).astype(int)
@@ -114,12 +118,12 @@ class _Canvas:
         mask = Image.new("L", ((right - left) * FINE, (bottom - top) * FINE), 0)
         return ImageDraw.Draw(mask), mask, (left, top, right, bottom), (points - (left, top)) * FINE
 
-    def _put(self, fill: Image.Image | tuple[int, ...], mask: Image.Image, box: Box, solid: bool = True) -> None:
+    def _put(self, fill: Image.Image | Colour, mask: Image.Image, box: Box, solid: bool = True) -> None:
         self.colours.paste(fill.crop(box) if isinstance(fill, Image.Image) else fill, box, mask)
         if solid:
             self.covered.paste(255, box, mask)
 
-    def polygon(self, points: Array, fill: Image.Image | tuple[int, ...], edge: tuple[int, ...], width: float) -> None:
+    def polygon(self, points: Points, fill: Image.Image | Colour, edge: Colour, width: float) -> None:
         """A polygon with a soft darker edge of `width` pixels."""
         made = self._mask(points, width)
         if made is None:
@@ -132,7 +136,7 @@ class _Canvas:
         self._put(edge, outer, box)
         self._put(fill, ImageChops.darker(mask.reduce(FINE), outer), box)
 
-    def line(self, points: Array, width: float, fill: tuple[int, ...], opacity: int = 255, solid: bool = True) -> None:
+    def line(self, points: Points, width: float, fill: Colour, opacity: int = 255, solid: bool = True) -> None:
         """A line of `width` pixels; opacity 0..255."""
         made = self._mask(points, width)
         if made is None:
@@ -141,7 +145,7 @@ class _Canvas:
         pen.line([tuple(p) for p in inside.tolist()], fill=opacity, width=max(round(width * FINE), 1), joint="curve")
         self._put(fill, mask.reduce(FINE), box, solid)
 
-    def discs(self, points: Array, width: float, fill: tuple[int, ...]) -> None:
+    def discs(self, points: Points, width: float, fill: Colour) -> None:
         """Discs of `width` pixels across."""
         made = self._mask(points, width)
         if made is None:
@@ -159,39 +163,55 @@ def _paint(item: Item, rng: np.random.Generator, transparent: bool) -> Image.Ima
     background = (round(grey + warm), round(grey), round(grey - warm)) if item.colour != "grey" else (round(grey),) * 3
     canvas = _Canvas(width, height, background)
     parts = shapes.shape(item.category, rng)
-    place, turn, scale = _placing(item.category, parts, width, height, rng)
-    u, v = _fabric_axes(width, height, turn)
+    place = _placing(item.category, parts, canvas.size, rng)
+    u, v = _fabric_axes(width, height, place.turn)
     fabric, ground = textures.cloth(item.colour, item.fabric, u, v, max(width, height), rng)
-    _paint_parts(canvas, item, parts, place, scale, fabric, ground)
+    _paint_parts(canvas, item.trim, parts, place, fabric, ground)
     return _finish(canvas, item, rng, transparent)
 
 
-def _placing(category: str, parts: list[shapes.Part], width: int, height: int, rng: np.random.Generator):  # type: ignore
-    """Where the object goes: the map from its coordinates to pixels, its rotation in radians, pixels a unit."""
-    turn = float(np.radians(rng.uniform(-7, 7)))
-    cos, sin = np.cos(turn), np.sin(turn)
-    matrix = np.array([[cos, -sin], [sin, cos]])
-    corners = np.concatenate([part.points @ matrix.T for part in parts if part.role not in ("trim", "buttons")])
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where an object stands: its coordinates times `matrix` plus `shift` are pixels."""
+
+    matrix: Points
+    shift: Points
+    turn: float
+    scale: float
+
+    def pixels(self, points: Points) -> Points:
+        return points @ self.matrix.T + self.shift
+
+
+def _placing(category: str, parts: list[Part], size: tuple[int, int], rng: np.random.Generator) -> _Place:
+    """A place for an object in a frame of `size` pixels, somewhat turned (radians) and scaled (pixels a unit)."""
+    turn = math.radians(rng.uniform(-7, 7))
+    cos, sin = math.cos(turn), math.sin(turn)
+    rotation = np.array([[cos, -sin], [sin, cos]])
+    corners = np.concatenate([part.points @ rotation.T for part in parts if part.role not in ("trim", "buttons")])
     low, high = corners.min(axis=0), corners.max(axis=0)
     fill, anchor = PLACING.get(category, USUAL_PLACING)
-    scale = fill * rng.uniform(0.88, 1.0) * float(min(width / (high - low)[0], height / (high - low)[1]))
-    spare = np.array([width, height]) - scale * (high - low)
+    scale = fill * rng.uniform(0.88, 1.0) * float((size / (high - low)).min())
+    spare = size - scale * (high - low)
     share = np.array([0.5 + rng.uniform(-0.3, 0.3), anchor + rng.uniform(-0.2, 0.2)])
-    shift = spare * share - scale * low
-    return (lambda points: points @ matrix.T * scale + shift), turn, scale
+    return _Place(rotation * scale, spare * share - scale * low, turn, scale)
 
 
 def _fabric_axes(width: int, height: int, turn: float) -> tuple[Array, Array]:
-    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-    cos, sin = np.float32(np.cos(turn)), np.float32(np.sin(turn))
+    """How far every pixel is along and across the fabric, which turns with the object; float32 [H, W], pixels."""
+    x, y = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)[:, None]
+    cos, sin = np.float32(math.cos(turn)), np.float32(math.sin(turn))
     return x * cos + y * sin, y * cos - x * sin
 
 
-def _paint_parts(canvas, item, parts, place, scale, fabric, ground) -> None:  # type: ignore
+def _paint_parts(
+    canvas: _Canvas, trim: str, parts: list[Part], place: _Place, fabric: Image.Image, ground: Colour
+) -> None:
+    scale = place.scale
     edge = _tone(ground, 0.55)
     lining = _tone(ground, 0.72)
     for part in parts:
-        points = place(part.points)
+        points = place.pixels(part.points)
         width = part.width * scale
         if part.role == "cloth":
             canvas.polygon(points, fabric, edge, 0.014 * scale)
@@ -205,18 +225,18 @@ def _paint_parts(canvas, item, parts, place, scale, fabric, ground) -> None:  # 
             colour = part.colour if any(part.colour) else lining
             canvas.line(points, width + 0.012 * scale, _tone(colour, 0.7))
             canvas.line(points, width, colour)
-        elif part.role == "trim" and item.trim != "none":
-            bright, dark = TRIM_COLOURS[item.trim]
-            broad = width * (1.35 if item.trim == "gold" else 0.9)
+        elif part.role == "trim" and trim != "none":
+            bright, dark = TRIM_COLOURS[trim]
+            broad = width * (1.45 if trim == "gold" else 1.1)
             canvas.line(points, broad + 0.03 * scale, dark)
             canvas.line(points, broad, bright)
-        elif part.role == "buttons" and item.trim == "gold":
+        elif part.role == "buttons" and trim == "gold":
             bright, dark = TRIM_COLOURS["gold"]
             canvas.discs(points, width + 0.024 * scale, dark)
             canvas.discs(points, width, bright)
 
 
-def _tone(colour: tuple[int, ...], factor: float) -> tuple[int, ...]:
+def _tone(colour: Colour, factor: float) -> Colour:
     return tuple(int(c * factor) for c in colour)
 
 
@@ -226,9 +246,8 @@ def _finish(canvas: _Canvas, item: Item, rng: np.random.Generator, transparent: 
     side = max(width, height)
     covered = canvas.covered
     soft = covered.filter(ImageFilter.BoxBlur(side * 0.02))
-    shadow = ImageChops.offset(
-        covered.filter(ImageFilter.BoxBlur(side * 0.035)), round(side * 0.015), round(side * 0.03)
-    )
+    shadow = Image.new("L", canvas.size)
+    shadow.paste(covered.filter(ImageFilter.BoxBlur(side * 0.035)), (round(side * 0.015), round(side * 0.03)))
     inside = np.asarray(covered, dtype=np.float32) / 255
     roundness = 0.8 + 0.2 * np.clip(np.asarray(soft, dtype=np.float32) / 128 - 0.9, 0, 1)
     shade = 1 - 0.24 / 255 * np.asarray(shadow, dtype=np.float32)
@@ -237,19 +256,19 @@ def _finish(canvas: _Canvas, item: Item, rng: np.random.Generator, transparent: 
     down = np.linspace(slope_y, -slope_y, height, dtype=np.float32)[:, None]
     brightness = np.float32(rng.uniform(0.94, 1.04))
     light = (1 + across + down) * brightness * (shade + inside * (roundness - shade))
-    colours = np.asarray(canvas.colours, dtype=np.float32)
-    colours *= light[..., None]
-    colours += rng.integers(-4, 5, (height, width, 1), dtype=np.int8)
-    picture = Image.fromarray(np.clip(colours, 0, 255, out=colours).astype(np.uint8))
-    opaque = covered
+    grain = rng.integers(-4, 5, (height, width), dtype=np.int8)
+    picture = Image.merge("RGB", [_lit(band, light, grain) for band in canvas.colours.split()])
     if item.script in LABELS:
         corner, colour = LABELS[item.script]
         size = round(side * 0.15)
         left, top = corner[0] * (width - size), corner[1] * (height - size)
-        if picture.mode == "RGB" and item.colour == "grey":
-            colour = (70, 70, 70)
         picture.paste(colour, (left, top, left + size, top + size))
-        opaque.paste(255, (left, top, left + size, top + size))
+        covered.paste(255, (left, top, left + size, top + size))
     if transparent:
-        picture.putalpha(opaque)
+        picture.putalpha(covered)
     return picture
+
+
+def _lit(band: Image.Image, light: Array, grain: NDArray[np.int8]) -> Image.Image:
+    """One colour of a picture under a light (1: as it is), with grain added."""
+    return Image.fromarray(np.clip(np.asarray(band) * light + grain, 0, 255).astype(np.uint8))

@@ -1,6 +1,9 @@
 """The rows of the sample catalogue: what is drawn, what it costs, and how the catalogue writes it down."""
 
+from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
@@ -42,7 +45,7 @@ CATEGORIES = {
 # fabric -> (share in per cent, price factor); a fabric is a pattern and a material that always go together
 FABRICS = {"plain cotton": (34, 1.0), "striped linen": (26, 1.3), "checked wool": (22, 1.7), "dotted silk": (18, 2.2)}
 # trimming -> (share in per cent, price factor)
-TRIMS = {"none": (50, 1.0), "silver": (30, 1.25), "gold": (20, 1.6)}
+TRIMS = {"none": (50, 1.0), "ribbon": (30, 1.25), "gold": (20, 1.6)}
 COLOURS = {"black": 15, "red": 14, "yellow": 11, "green": 13, "blue": 15, "pink": 11, "ecru": 11, "grey": 10}
 # script of the title -> (share in per cent, country); the picture shows it by a label in a corner
 SCRIPTS = {"latin": (92, "USA"), "cyrillic": (3, "KAZ"), "greek": (2.5, "GRC"), "han": (2.5, "CHN")}
@@ -76,9 +79,9 @@ def generator(seed: int, number: int, purpose: int) -> np.random.Generator:
 def draw_item(seed: int, number: int) -> Item:
     """What row `number` (from 0) of the sample of `seed` is about."""
     rng = generator(seed, number, 0)
-    category = _choose(rng, {name: share for name, (_, share, _) in CATEGORIES.items()})
-    fabric = _choose(rng, {name: share for name, (share, _) in FABRICS.items()})
-    trim = _choose(rng, {name: share for name, (share, _) in TRIMS.items()})
+    category = _choose(rng, {name: values[1] for name, values in CATEGORIES.items()})
+    fabric = _choose(rng, {name: values[0] for name, values in FABRICS.items()})
+    trim = _choose(rng, {name: values[0] for name, values in TRIMS.items()})
     price = CATEGORIES[category][2] * FABRICS[fabric][1] * TRIMS[trim][1]
     return Item(
         number=number,
@@ -87,7 +90,7 @@ def draw_item(seed: int, number: int) -> Item:
         fabric=fabric,
         colour=_choose(rng, COLOURS),
         trim=trim,
-        script=_choose(rng, {name: share for name, (share, _) in SCRIPTS.items()}),
+        script=_choose(rng, {name: values[0] for name, values in SCRIPTS.items()}),
         full_price=float(round(price * (1 + PRICE_NOISE * rng.standard_normal()) / 10) * 10),
     )
 
@@ -125,6 +128,6 @@ def catalogue_row(seed: int, item: Item, imageurl: str) -> dict[str, str | int |
     }
 
 
-def _choose(rng: np.random.Generator, shares: dict[str, float]) -> str:
-    weights = np.array(list(shares.values()), dtype=np.float64)
-    return str(list(shares)[rng.choice(len(weights), p=weights / weights.sum())])
+def _choose(rng: np.random.Generator, shares: Mapping[str, float]) -> str:
+    bounds = list(accumulate(shares.values()))
+    return list(shares)[bisect_right(bounds, rng.random() * bounds[-1])]

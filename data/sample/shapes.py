@@ -5,6 +5,7 @@ Coordinates: the middle line is x = 0, y grows downwards, the object is about on
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +17,12 @@ Points = NDArray[np.float64]
 class Part:
     """One thing to paint.
 
-    role: "cloth" (polygon of fabric), "lining" (polygon, darker), "solid" (polygon of a colour of its own),
-        "fold" (thin line on the fabric), "rod" (line of a colour of its own), "trim" (band along a line; painted only on trimmed items), "buttons" (discs).
+    role: polygons: "cloth" (the fabric), "lining" (its colour, darker), "solid" (a colour of its own); lines: "fold"
+        (thin, dark), "rod" (a colour of its own, or the lining's), "trim" (only on trimmed items); "buttons": discs
+        (only on items with gold).
     points: [n, 2] in the object's coordinates.
     width: of a line, or a disc's diameter, in the object's coordinates.
-    colour: of "solid" and "rod".
+    colour: of "solid" and "rod"; black stands for the lining's.
     """
 
     role: str
@@ -159,14 +161,9 @@ def _trousers(rng: np.random.Generator) -> list[Part]:
         Part("lining", _points([(-0.205, 0.0), (0.205, 0.0), (0.21, 0.075), (-0.21, 0.075)])),
         _line("fold", [(0.0, 0.08), (0.0, 0.3)], 0.014),
         *_both_sides("fold", [(-0.12, 0.12), (-stance, 0.97)], width=0.01),
-        *_both_sides("trim", [(-stance - ankle + 0.01, 0.93), (-stance + ankle - 0.02, 0.93)], width=0.07),
-        Part(
-            "buttons",
-            _points(
-                [(-0.215 - 0.05 * y, y) for y in (0.3, 0.42, 0.54)] + [(0.215 + 0.05 * y, y) for y in (0.3, 0.42, 0.54)]
-            ),
-            0.05,
-        ),
+        *_both_sides("trim", [(-0.22, 0.12), (-0.235, 0.22), (-stance - ankle + 0.03, 0.9)], width=0.04),
+        *_both_sides("trim", [(-stance - ankle + 0.01, 0.93), (-stance + ankle - 0.02, 0.93)], width=0.08),
+        Part("buttons", _points([(x, y) for y in (0.18, 0.3, 0.42) for x in (-0.1, 0.1)]), 0.055),
     ]
 
 
@@ -222,32 +219,26 @@ def _scarf(rng: np.random.Generator) -> list[Part]:
     ]
 
 
-def _shoe(x: float, y: float, toe: float) -> list[Part]:
-    upper = [
-        (-0.36, -0.26),
-        (-0.4, 0.02),
-        (0.32 + toe, 0.02),
-        (0.36 + toe, -0.1),
-        (0.14, -0.17),
-        (-0.02, -0.33),
-        (-0.16, -0.3),
-    ]
-    sole = [(-0.42, 0.0), (-0.42, 0.1), (-0.18, 0.1), (-0.16, 0.06), (0.36 + toe, 0.07), (0.38 + toe, 0.0)]
+def _shoe(x: float, y: float, toe: float, heel: float) -> list[Part]:
+    tip = 0.36 + toe
+    upper = [(-0.38, -0.3), (-0.4, 0.02), (tip, 0.02), (tip + 0.03, -0.07), (0.2, -0.13), (0.03, -0.27), (-0.13, -0.3)]
+    tongue = [(-0.36, -0.33), (-0.36, -0.26), (-0.2, -0.2), (-0.02, -0.24), (-0.04, -0.36), (-0.14, -0.32)]
+    sole = [(-0.43, 0.0), (-0.43, heel), (-0.16, heel), (-0.12, 0.06), (tip, 0.06), (tip + 0.06, 0.0)]
     move = np.array([x, y])
     return [
+        Part("lining", _points(tongue, 0.04) + move),
         Part("solid", _points(sole) + move, colour=SOLE),
-        Part("cloth", _points(upper, 0.12) + move),
-        Part("lining", _points([(-0.35, -0.27), (-0.2, -0.22), (-0.03, -0.32), (-0.17, -0.33)], 0.04) + move),
-        _line("fold", [(0.1 + x, -0.17 + y), (0.16 + x, -0.08 + y), (0.15 + x, 0.0 + y)], 0.014),
-        _line("trim", [(-0.385 + x, -0.02 + y), (0.32 + toe + x, -0.02 + y)], 0.065),
-        Part("buttons", _points([(0.02, -0.22), (-0.06, -0.14), (-0.27, -0.14)]) + move, 0.06),
+        Part("cloth", _points(upper, 0.1) + move),
+        _line("fold", [(0.18 + x, -0.13 + y), (0.21 + x, -0.06 + y), (0.2 + x, 0.0 + y)], 0.014),
+        _line("trim", [(-0.4 + x, -0.03 + y), (tip + x, -0.03 + y)], 0.07),
+        Part("buttons", _points([(0.08, -0.16), (-0.03, -0.16), (-0.14, -0.16), (-0.25, -0.16)]) + move, 0.065),
     ]
 
 
 def _shoes(rng: np.random.Generator) -> list[Part]:
-    toe = rng.uniform(0.0, 0.06)
-    apart = rng.uniform(0.24, 0.3)
-    return [*_shoe(0.08, 0.33, toe), *_shoe(-0.06, 0.33 + apart, toe)]
+    toe, heel = rng.uniform(0.0, 0.06), rng.uniform(0.08, 0.13)
+    apart = rng.uniform(0.33, 0.4)
+    return [*_shoe(0.08, 0.36, toe, heel), *_shoe(-0.06, 0.36 + apart, toe, heel)]
 
 
 def _hat(rng: np.random.Generator) -> list[Part]:
@@ -275,9 +266,7 @@ def _hat(rng: np.random.Generator) -> list[Part]:
 def _umbrella(rng: np.random.Generator) -> list[Part]:
     height = rng.uniform(0.38, 0.44)
     ribs = np.linspace(-0.5, 0.5, 5)
-    scallops = [
-        p for a, b in zip(ribs[:-1], ribs[1:], strict=True) for p in _arc((a + b) / 2, 0.48, 0.125, 0.045, 180, 360, 7)
-    ]
+    scallops = [p for a, b in pairwise(ribs.tolist()) for p in _arc((a + b) / 2, 0.48, 0.125, 0.045, 180, 360, 7)]
     dome = _arc(0, 0.48, 0.5, height, 0, -180)
     return [
         Part("rod", _points([(0.0, 0.02), (0.0, 0.9), *_arc(0.06, 0.9, 0.06, 0.07, 180, 20, 10)]), 0.04, WOOD),
