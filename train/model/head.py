@@ -1,0 +1,80 @@
+"""The output head with the loss inside, so that logits exist only where there is a label, a chunk at a time."""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class SummedCrossEntropy(torch.autograd.Function):
+    """Sum of −log softmax(hidden · weightᵀ)[label] in float32, whose gradients are made along with the value.
+
+    A chunk's logits [rows / chunks, vocabulary] are the largest thing in memory; nothing of it is kept for the
+    backward pass, and no product is computed twice.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, chunks: int) -> Tensor:
+        """hidden [n, hidden_size], weight [vocabulary, hidden_size], labels int64 [n] → float32 scalar."""
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        hidden_gradients: list[Tensor] = []
+        # Several chunks add up in float32, or bfloat16 would lose the small ones.
+        weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        for rows, targets in zip(hidden.tensor_split(chunks), labels.tensor_split(chunks), strict=True):
+            logits = F.linear(rows, weight).float()
+            logs = torch.log_softmax(logits, dim=-1)
+            del logits
+            total += F.nll_loss(logs, targets, reduction="sum") if len(targets) else logs.sum()
+            if not (needs_hidden or needs_weight):
+                continue
+            slopes = logs.exp_()
+            slopes[torch.arange(len(targets), device=targets.device), targets] -= 1
+            slopes = slopes.to(weight.dtype)
+            if needs_hidden:
+                hidden_gradients.append(slopes @ weight)
+            if weight_gradient is not None:
+                weight_gradient += slopes.T @ rows
+        ctx.save_for_backward(
+            torch.cat(hidden_gradients) if needs_hidden else None,
+            weight_gradient.to(weight.dtype) if weight_gradient is not None else None,
+        )
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        """The gradients of the forward pass, times the one that comes in."""
+        hidden, weight = ctx.saved_tensors
+        return (
+            hidden * gradient.to(hidden.dtype) if hidden is not None else None,
+            weight * gradient.to(weight.dtype) if weight is not None else None,
+            None,
+            None,
+        )
+
+
+class LabelHead(nn.Linear):
+    """`lm_head`: logits as any linear layer; with labels, their summed negative log-likelihood.
+
+    Both come from a call of this module, so whatever gathers a partitioned weight does it once around the loss.
+    """
+
+    labels_per_chunk = 1024
+
+    def forward(self, hidden: Tensor, labels: Tensor | None = None, chunks: int | None = None) -> Tensor:
+        """hidden [..., hidden_size] → logits [..., vocabulary]; with labels int64 [n], hidden [n, hidden_size] → sum.
+
+        `chunks`: in how many pieces the labels are taken; None for pieces of `labels_per_chunk`. No labels at all give
+        a loss of 0 whose gradients are zeros.
+        """
+        if labels is None:
+            return F.linear(hidden, self.weight, self.bias)
+        if chunks is None:
+            chunks = max(1, math.ceil(len(labels) / self.labels_per_chunk))
+        loss = SummedCrossEntropy.apply(hidden, self.weight, labels, chunks)
+        assert isinstance(loss, Tensor)
+        return loss
