@@ -51,6 +51,8 @@ def write_sample(folder: Path, rows: int, seed: int, processes: int | None = Non
     folder = folder.resolve()
     if rows < 1 or seed < 0:
         raise UserError(f"--rows {rows} --seed {seed}: at least 1 row and a seed of at least 0 are needed")
+    if processes is not None and processes < 1:
+        raise UserError(f"--processes {processes}: at least 1 is needed; leave it out for one a core")
     title = _readme_title(rows, seed)
     if _is_whole(folder, title):
         return None

@@ -6,18 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageChops, ImageDraw, ImageFilter
+from PIL import Image, ImageFilter
 
 from data.sample import shapes, textures
+from data.sample.canvas import Canvas, Colour
 from data.sample.rows import Item, generator
 from data.sample.shapes import Part, Points
 
 Array = NDArray[np.floating]
-Colour = tuple[int, ...]
-Box = tuple[int, int, int, int]
 
-# Masks are drawn this many times larger and averaged, which makes their edges smooth.
-FINE = 2
 # Object's long side as a share of the frame, and where in the spare height it stands (0 top, 1 bottom).
 PLACING = {"HATS": (0.74, 0.4), "SHOES": (0.92, 0.62), "SKIRTS": (0.86, 0.5), "SCARVES": (0.9, 0.5)}
 USUAL_PLACING = (0.93, 0.5)
@@ -99,69 +96,12 @@ def _frame(category: str, rng: np.random.Generator) -> tuple[int, int]:
     return (short_side, long_side) if turn else (long_side, short_side)
 
 
-class _Canvas:
-    """A picture under work: its colours, and the mask of all that was painted."""
-
-    def __init__(self, width: int, height: int, background: tuple[int, int, int]) -> None:
-        self.size = (width, height)
-        self.colours = Image.new("RGB", self.size, background)
-        self.covered = Image.new("L", self.size, 0)
-
-    def _mask(self, points: Points, line: float) -> tuple[ImageDraw.ImageDraw, Image.Image, Box, Points] | None:
-        """An empty fine mask over the points' surroundings, its place in the picture, and the points in it."""
-        low = np.floor(points.min(axis=0) - line - 2).astype(int)
-        high = np.ceil(points.max(axis=0) + line + 2).astype(int)
-        left, top = max(int(low[0]), 0), max(int(low[1]), 0)
-        right, bottom = min(int(high[0]), self.size[0]), min(int(high[1]), self.size[1])
-        if right <= left or bottom <= top:
-            return None
-        mask = Image.new("L", ((right - left) * FINE, (bottom - top) * FINE), 0)
-        return ImageDraw.Draw(mask), mask, (left, top, right, bottom), (points - (left, top)) * FINE
-
-    def _put(self, fill: Image.Image | Colour, mask: Image.Image, box: Box, solid: bool = True) -> None:
-        self.colours.paste(fill.crop(box) if isinstance(fill, Image.Image) else fill, box, mask)
-        if solid:
-            self.covered.paste(255, box, mask)
-
-    def polygon(self, points: Points, fill: Image.Image | Colour, edge: Colour, width: float) -> None:
-        """A polygon with a soft darker edge of `width` pixels."""
-        made = self._mask(points, width)
-        if made is None:
-            return
-        pen, mask, box, inside = made
-        corners = [tuple(p) for p in inside.tolist()]
-        pen.polygon(corners, fill=255)
-        outer = mask.reduce(FINE)
-        pen.line([*corners, corners[0], corners[1]], fill=70, width=max(round(width * FINE), 1))
-        self._put(edge, outer, box)
-        self._put(fill, ImageChops.darker(mask.reduce(FINE), outer), box)
-
-    def line(self, points: Points, width: float, fill: Colour, opacity: int = 255, solid: bool = True) -> None:
-        """A line of `width` pixels; opacity 0..255."""
-        made = self._mask(points, width)
-        if made is None:
-            return
-        pen, mask, box, inside = made
-        pen.line([tuple(p) for p in inside.tolist()], fill=opacity, width=max(round(width * FINE), 1), joint="curve")
-        self._put(fill, mask.reduce(FINE), box, solid)
-
-    def discs(self, points: Points, width: float, fill: Colour) -> None:
-        """Discs of `width` pixels across."""
-        made = self._mask(points, width)
-        if made is None:
-            return
-        pen, mask, box, inside = made
-        for x, y in inside.tolist():
-            pen.ellipse((x - width, y - width, x + width, y + width), fill=255)
-        self._put(fill, mask.reduce(FINE), box)
-
-
 def _paint(item: Item, rng: np.random.Generator, transparent: bool) -> Image.Image:
     width, height = _frame(item.category, rng)
     warm = rng.uniform(-5, 5)
     grey = rng.uniform(232, 248)
     background = (round(grey + warm), round(grey), round(grey - warm)) if item.colour != "grey" else (round(grey),) * 3
-    canvas = _Canvas(width, height, background)
+    canvas = Canvas(width, height, background)
     parts = shapes.shape(item.category, rng)
     place = _placing(item.category, parts, canvas.size, rng)
     u, v = _fabric_axes(width, height, place.turn)
@@ -205,7 +145,7 @@ def _fabric_axes(width: int, height: int, turn: float) -> tuple[Array, Array]:
 
 
 def _paint_parts(
-    canvas: _Canvas, trim: str, parts: list[Part], place: _Place, fabric: Image.Image, ground: Colour
+    canvas: Canvas, trim: str, parts: list[Part], place: _Place, fabric: Image.Image, ground: Colour
 ) -> None:
     scale = place.scale
     edge = _tone(ground, 0.55)
@@ -240,7 +180,7 @@ def _tone(colour: Colour, factor: float) -> Colour:
     return tuple(int(c * factor) for c in colour)
 
 
-def _finish(canvas: _Canvas, item: Item, rng: np.random.Generator, transparent: bool) -> Image.Image:
+def _finish(canvas: Canvas, item: Item, rng: np.random.Generator, transparent: bool) -> Image.Image:
     """Light from one side, rounded edges, a soft shadow, grain and the label of the title's script."""
     width, height = canvas.size
     side = max(width, height)
