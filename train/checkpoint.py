@@ -1,0 +1,262 @@
+"""Checkpoints: slices of the trained parameters and their Adam moments, readable by any number of ranks.
+
+    runs/<name>/checkpoints/step-000100/
+        manifest.json               written last: step, configuration, plan, shapes, each file's size and hash
+        rank-00000.safetensors …    what one rank held: `weight:NAME@OFFSET`, `exp_avg:…`, `exp_avg_sq:…`, flat fp32
+
+OFFSET counts elements from the start of the flattened parameter. A folder is whole (its files have the manifest's sizes
+and hashes) or it is not used. Neither DeepSpeed nor pickle is needed to read one.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data.schema import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+FORMAT = 1
+KINDS = ("weight", "exp_avg", "exp_avg_sq")
+
+
+class CheckpointError(UserError):
+    """A checkpoint is not whole, or not of this run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slice:
+    """A contiguous part of one parameter, as a rank holds it."""
+
+    name: str
+    offset: int
+    """First element, counted in the flattened parameter."""
+    tensors: Mapping[str, "torch.Tensor"]
+    """weight, exp_avg, exp_avg_sq; each flat, fp32, of the same length."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """A file as it must be found again."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What a checkpoint says of itself."""
+
+    step: int
+    """Optimizer steps done."""
+    adam_step: int
+    """Updates Adam has made: `step` less the steps that were skipped."""
+    world_size: int
+    """Ranks that wrote it."""
+    plan: str
+    """Fingerprint of the order of training."""
+    config: dict[str, Any]
+    """The run's whole configuration."""
+    base: dict[str, str]
+    """path and fingerprint of the model that training started from."""
+    shapes: dict[str, list[int]]
+    """Of every trained parameter."""
+    files: dict[str, Written]
+    validation_loss: float | None
+    """Of the weights saved here, where it was measured."""
+    versions: dict[str, str]
+    format: int = FORMAT
+
+    @classmethod
+    def load(cls, folder: Path) -> "Manifest":
+        """Read a checkpoint's manifest; raises CheckpointError where there is none or it is of another format."""
+        path = Path(folder) / "manifest.json"
+        try:
+            values = json.loads(path.read_text())
+        except FileNotFoundError as error:
+            raise CheckpointError(
+                f"{folder}: no manifest.json, so this checkpoint was never finished; take another one"
+            ) from error
+        except ValueError as error:
+            raise CheckpointError(f"{path}: not JSON; take another checkpoint") from error
+        if values.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{path}: checkpoint format {values.get('format')!r}, this version reads {FORMAT}; use the version that wrote it"
+            )
+        files = {name: Written(**written) for name, written in values["files"].items()}
+        return cls(**(values | {"files": files}))
+
+
+def step_folder(step: int) -> str:
+    """The folder name of a step's checkpoint."""
+    return f"step-{step:06d}"
+
+
+def sync(path: Path) -> None:
+    """Have the disk hold what a file or a folder is now."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_slices(folder: Path, rank: int, slices: Iterable[Slice]) -> tuple[str, Written]:
+    """Write one rank's slices into an unfinished checkpoint; returns the file's name, size and hash."""
+    from safetensors.torch import save_file
+
+    path = folder / f"rank-{rank:05d}.safetensors"
+    tensors = {
+        f"{kind}:{part.name}@{part.offset}": part.tensors[kind].contiguous() for part in slices for kind in KINDS
+    }
+    save_file(tensors, path)
+    sync(path)
+    return path.name, Written(bytes=path.stat().st_size, sha256=hash_file(path))
+
+
+def finish(aside: Path, manifest: Manifest) -> Path:
+    """Add the manifest to an unfinished checkpoint and give it its name; from then on it counts."""
+    path = aside / "manifest.json"
+    path.write_text(json.dumps(asdict(manifest), indent=1) + "\n")
+    sync(path)
+    sync(aside)
+    final = aside.with_name(step_folder(manifest.step))
+    if final.exists():
+        # Only a damaged one can be there: a whole one of this step would have been resumed from.
+        shutil.rmtree(final)
+    aside.rename(final)
+    sync(final.parent)
+    return final
+
+
+def problem(folder: Path) -> str | None:
+    """Why a checkpoint is not whole, or None where it is: every file is read and hashed."""
+    try:
+        manifest = Manifest.load(folder)
+    except CheckpointError as error:
+        return str(error)
+    for name, written in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{path}: missing"
+        if path.stat().st_size != written.bytes:
+            return f"{path}: {path.stat().st_size} bytes, {written.bytes} in the manifest"
+        if hash_file(path) != written.sha256:
+            return f"{path}: its SHA-256 is not the manifest's"
+    return None
+
+
+def found(run: Path) -> list[Path]:
+    """All checkpoint folders of a run, oldest first; whole or not."""
+    return sorted((Path(run) / "checkpoints").glob("step-[0-9]*"), key=lambda path: int(path.name[5:]))
+
+
+def newest(run: Path, say: Any = None) -> Path | None:
+    """The newest whole checkpoint of a run, or None.
+
+    run: the run folder.
+    say: called with one line for each newer checkpoint that is not whole.
+    """
+    for folder in reversed(found(run)):
+        reason = problem(folder)
+        if reason is None:
+            return folder
+        if say is not None:
+            say(f"{folder} is not whole and is passed over: {reason}")
+    return None
+
+
+class Reader:
+    """Ranges of the parameters in a checkpoint, whoever wrote them."""
+
+    def __init__(self, folder: Path) -> None:
+        from safetensors import safe_open
+
+        self.folder = Path(folder)
+        self.manifest = Manifest.load(self.folder)
+        self.parts: dict[str, list[tuple[int, str, str]]] = {}
+        self.files = {name: safe_open(self.folder / name, framework="pt") for name in self.manifest.files}
+        for file, opened in self.files.items():
+            for key in opened.keys():  # noqa: SIM118 (not a dictionary)
+                named, _, offset = key.rpartition("@")
+                self.parts.setdefault(named, []).append((int(offset), file, key))
+        for parts in self.parts.values():
+            parts.sort()
+
+    def read(self, kind: str, name: str, start: int, length: int) -> "torch.Tensor":
+        """Elements start … start + length of a parameter, flat fp32 [length].
+
+        kind: weight | exp_avg | exp_avg_sq.
+        Raises CheckpointError where the checkpoint does not hold all of them.
+        """
+        import torch
+
+        result = torch.empty(length, dtype=torch.float32)
+        done = 0
+        for offset, file, key in self.parts.get(f"{kind}:{name}", []):
+            view = self.files[file].get_slice(key)
+            size = view.get_shape()[0]
+            low, high = max(start, offset), min(start + length, offset + size)
+            if low < high:
+                result[low - start : high - start] = view[low - offset : high - offset]
+                done += high - low
+        if done != length:
+            raise CheckpointError(
+                f"{self.folder}: holds {done} of {length} elements of {kind} of {name} from {start} on"
+            )
+        return result
+
+
+def full_tensors(folder: Path) -> Iterator[tuple[str, "torch.Tensor"]]:
+    """Every trained parameter of a checkpoint as (name, fp32 tensor of its shape), one at a time."""
+    reader = Reader(folder)
+    for name, shape in reader.manifest.shapes.items():
+        size = 1
+        for side in shape:
+            size *= side
+        yield name, reader.read("weight", name, 0, size).reshape(shape)
+
+
+def prune(run: Path, keep_last: int, best: str | None) -> None:
+    """Take away all checkpoints but the newest `keep_last` and the one named `best`, and every unfinished one."""
+    for folder in found(run)[:-keep_last]:
+        if folder.name != best:
+            # Renamed first: a folder half taken away must not look like a checkpoint.
+            gone = folder.with_name(f".{folder.name}.gone")
+            folder.rename(gone)
+            shutil.rmtree(gone)
+
+
+def clear_unfinished(run: Path) -> None:
+    """Take away what a save or a removal that was cut short left behind."""
+    for folder in (Path(run) / "checkpoints").glob(".step-*"):
+        shutil.rmtree(folder)
+
+
+def fingerprint_model(folder: Path) -> str:
+    """A fingerprint of a model folder: names and sizes of its files, config.json, and 64 blocks of each weights file.
+
+    Fast for any size; another model, another version or a cut file changes it.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(path for path in Path(folder).iterdir() if path.suffix in (".json", ".safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name}\0{size}\0".encode())
+        block = 65536
+        with path.open("rb") as file:
+            for place in range(0, size, max(block, size // 64)):
+                file.seek(place)
+                digest.update(file.read(block))
+    return digest.hexdigest()

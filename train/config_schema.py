@@ -1,0 +1,159 @@
+"""The settings of a training run: every section, its keys, their types, defaults and bounds."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Part = Literal["vision", "projection", "text", "embeddings", "head"]
+LoraPart = Literal["text_attention", "text_mlp", "projection", "vision"]
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A group of keys; unknown keys and values of another type are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class RunSection(Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] | None = None
+    """Folder of the run under `folder`; none: the name of the configuration file."""
+    folder: str = "runs"
+    seed: NotNegative = 0
+
+
+class ModelSection(Section):
+    path: str = "microsoft/Phi-3-vision-128k-instruct"
+    """A folder in Hugging Face's form, or a name on its hub."""
+    num_crops: Positive | None = None
+    """Most crops of a picture; none: as the model's preprocessor_config.json says."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """What forward and backward compute in; the optimizer keeps fp32 weights in either."""
+    attention: Literal["auto", "flash", "sdpa", "eager"] = "auto"
+    checkpoint_decoder: bool = True
+    """Recompute the decoder's activations in backward: less memory, about a third more time."""
+    checkpoint_vision: bool = True
+    crops_per_chunk: Positive = 16
+    """Crops that go through the vision tower at once."""
+    labels_per_chunk: Positive = 1024
+    """Supervised tokens whose logits exist at once."""
+
+
+class LoraSection(Section):
+    rank: Positive = 32
+    alpha: Positive = 16
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    parts: list[LoraPart] = ["text_attention", "text_mlp"]
+
+
+class TuneSection(Section):
+    method: Literal["full", "lora"] = "full"
+    freeze: list[Part] = []
+    """Parts that full fine-tuning leaves as they are."""
+    lora: LoraSection = LoraSection()
+
+    @model_validator(mode="after")
+    def check_freeze(self) -> "TuneSection":
+        if self.method == "lora" and self.freeze:
+            raise ValueError(
+                "tune.freeze goes with method: full; LoRA trains what tune.lora.parts names and nothing else"
+            )
+        return self
+
+
+class DataSection(Section):
+    shards: str = "shards"
+    train: str = "train"
+    """Name of the split to train on."""
+    validation: str = "validation"
+    """Name of the split whose loss is measured during training; absent shards of it: none is measured."""
+    pack_length: Positive = 4096
+    """Tokens of a pack: samples are put together up to this length."""
+    window: Positive = 4096
+    """Samples that packing chooses among; more fills better and mixes wider."""
+    over_long: Literal["error", "skip"] = "error"
+    """What becomes of a sample longer than a pack."""
+    last_batch: Literal["drop", "wrap", "short"] = "short"
+    """What becomes of the packs at the end of an epoch that fill no global batch."""
+    workers: NotNegative = 2
+    """Processes of each rank that read, decode and cut pictures."""
+    cache: str | None = None
+    """Folder for counted lengths; none: .cache beside the run folders."""
+
+
+class BatchSection(Section):
+    global_batch_packs: Positive = 16
+    """Packs of one optimizer step, over all ranks."""
+
+
+class OptimSection(Section):
+    lr: Annotated[float, Field(gt=0)] = 2e-5
+    betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(default=[0.9, 0.95], min_length=2, max_length=2)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """For matrices; norms, biases and other vectors are never decayed."""
+    grad_clip: Annotated[float, Field(ge=0)] = 1.0
+    """Largest norm of the whole gradient; 0: no clipping."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: NotNegative = 0
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of `lr` that cosine and linear end at."""
+
+
+class StopSection(Section):
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    """Passes over the training split; part of one is allowed."""
+    steps: Positive | None = None
+    """Optimizer steps; with `epochs` too, whichever comes first."""
+
+    @model_validator(mode="after")
+    def check_some(self) -> "StopSection":
+        if self.epochs is None and self.steps is None:
+            raise ValueError("set stop.epochs or stop.steps")
+        return self
+
+
+class EvaluateSection(Section):
+    every_steps: NotNegative = 0
+    """Steps between two measurements of the validation loss; 0: only at the end."""
+    packs: Positive | None = None
+    """Most packs measured; none: the whole split."""
+
+
+class CheckpointSection(Section):
+    every_steps: NotNegative = 500
+    """Steps between two checkpoints; 0: only at the end."""
+    keep_last: Positive = 2
+    """Newest checkpoints kept; the one of the best validation loss is kept besides."""
+
+
+class LoggingSection(Section):
+    every_steps: Positive = 1
+    """Steps between two lines on the console; metrics.jsonl has every step."""
+
+
+class WandbSection(Section):
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """auto: WANDB_MODE if set, online where a key is found, else offline."""
+    project: str = "phi3-vision"
+    entity: str | None = None
+    tags: list[str] = []
+
+
+class Config(Section):
+    """One run's settings."""
+
+    run: RunSection = RunSection()
+    model: ModelSection = ModelSection()
+    tune: TuneSection = TuneSection()
+    data: DataSection = DataSection()
+    batch: BatchSection = BatchSection()
+    optim: OptimSection = OptimSection()
+    stop: StopSection = StopSection(epochs=2.0)
+    evaluate: EvaluateSection = EvaluateSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    logging: LoggingSection = LoggingSection()
+    wandb: WandbSection = WandbSection()
+    deepspeed: str = "ds_configs/zero3.json"
+    """DeepSpeed's own file: ZeRO stage, buckets, offload, communication."""

@@ -1,0 +1,70 @@
+"""What a person sees during training: lines from rank 0, and a bar where there is a terminal."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console as Terminal
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Console:
+    """Prints on rank 0 and is silent elsewhere."""
+
+    def __init__(self, speaks: bool) -> None:
+        self.speaks = speaks
+        self.bar: Progress | None = None
+
+    def say(self, text: str) -> None:
+        """One or more lines."""
+        if not self.speaks:
+            return
+        if self.bar is not None:
+            self.bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, flush=True)
+
+    def start_bar(self, done: int, total: int) -> None:
+        """Show a bar of the steps below the lines, on a terminal."""
+        if self.speaks and sys.stdout.isatty():
+            columns = (
+                TextColumn("training"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            )
+            self.bar = Progress(*columns, console=Terminal(), transient=True)
+            self.bar.add_task("training", total=total, completed=done)
+            self.bar.start()
+
+    def move_bar(self, done: int) -> None:
+        """Set how many steps are done."""
+        if self.bar is not None:
+            self.bar.update(self.bar.task_ids[0], completed=done)
+
+    def stop_bar(self) -> None:
+        """Take the bar away."""
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+
+def train_line(record: Mapping[str, Any]) -> str:
+    """A training step on one line."""
+    time = record["time"]
+    norm = "  skipped" if record["grad_norm"] is None else f"{record['grad_norm']:9.4f}"
+    loss = "      -" if record["loss"] is None else f"{record['loss']:7.4f}"
+    return (
+        f"step {record['step']:>{len(str(record['steps']))}}/{record['steps']}  loss {loss}  lr {record['lr']:.2e}  "
+        f"norm {norm}  {time['tokens_per_s']:8,.0f} tokens/s  {time['pictures_per_s']:6.1f} pictures/s  "
+        f"{time['step_s']:6.2f} s  data {time['data_wait_s']:5.2f} s  memory {time['memory_gib']:5.2f} GiB"
+    )
+
+
+def validation_line(record: Mapping[str, Any]) -> str:
+    """A measurement on one line."""
+    return (
+        f"step {record['step']}  validation loss {record['loss']:.4f} over {record['label_tokens']:,} tokens of "
+        f"{record['samples']:,} samples  {record['time']['seconds']:.1f} s"
+    )

@@ -1,0 +1,228 @@
+"""The model under DeepSpeed: loaded partitioned, one pack forward and backward, one optimizer step, saved and restored."""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import transformers
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from pydantic import ValidationError
+
+from train import zero_state
+from train.checkpoint import CheckpointError, Manifest, Reader, Slice, finish, step_folder, write_slices
+from train.config import ConfigError, nearest
+from train.config_schema import Config
+from train.distributed import World
+from train.model import Phi3VForCausalLM
+from train.model.attention import resolve_attention
+from train.optim import build_optimizer
+from train.pipeline.batch import Batch
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def check_zero_keys(settings: Mapping[str, Any], where: str) -> None:
+    """Raise ConfigError for what DeepSpeed would refuse in `zero_optimization`, with the nearest right key."""
+    try:
+        DeepSpeedZeroConfig(**settings)
+    except ValidationError as error:
+        lines = []
+        for found in error.errors():
+            key = ".".join(str(part) for part in found["loc"])
+            near = nearest(key, list(DeepSpeedZeroConfig.model_fields))
+            hint = (
+                f"unknown key; did you mean '{near}'?" if found["type"] == "extra_forbidden" and near else found["msg"]
+            )
+            lines.append(f"{where}: zero_optimization.{key}: {hint}")
+        raise ConfigError("\n".join(lines)) from error
+
+
+def load_model(config: Config, folder: Path, deepspeed_config: dict[str, Any], device: torch.device) -> torch.nn.Module:
+    """The base model, each rank holding its share where ZeRO-3 is on, with adapters or frozen parts as configured.
+
+    folder: a model in the published layout.
+    Raises ConfigError where the attention cannot be had, or freezing leaves nothing to train.
+    """
+    dtype = DTYPES[config.model.precision]
+    try:
+        attention = resolve_attention(config.model.attention, device, dtype)
+    except ValueError as error:
+        raise ConfigError(f"model.{error}") from error
+    # transformers partitions while it loads as long as this object lives.
+    partitioned = deepspeed_config["zero_optimization"]["stage"] == 3
+    keep = transformers.integrations.HfDeepSpeedConfig(deepspeed_config) if partitioned else None
+    model = Phi3VForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
+    del keep
+    model.set_checkpointing(decoder=config.model.checkpoint_decoder, vision=config.model.checkpoint_vision)
+    if config.tune.method == "lora":
+        from train.model.lora import add_lora
+
+        lora = config.tune.lora
+        # The adapters' first values are drawn here, the same on every rank.
+        torch.manual_seed(config.run.seed)
+        model = add_lora(model, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, parts=lora.parts)
+    elif config.tune.freeze:
+        freeze(model, config.tune.freeze)
+    return model
+
+
+def freeze(model: torch.nn.Module, parts: Iterable[str]) -> None:
+    """Take parts of the model out of training; raises ConfigError where nothing would be left."""
+    from train.model.lora import part_of
+
+    frozen = set(parts)
+    for name, parameter in model.named_parameters():
+        if part_of(name) in frozen:
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(f"tune.freeze: {', '.join(sorted(frozen))} leave nothing to train; take one out")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartSize:
+    """Parameters of one part of the model."""
+
+    trained: int
+    total: int
+
+
+def part_sizes(model: torch.nn.Module) -> dict[str, PartSize]:
+    """Parameters by part: vision, projection, text, embeddings, head; adapters count with the part they sit on."""
+    from train.model.lora import part_of
+
+    sizes: dict[str, PartSize] = {}
+    for name, parameter in model.named_parameters():
+        count = int(getattr(parameter, "ds_numel", parameter.numel()))
+        old = sizes.get(part_of(name), PartSize(trained=0, total=0))
+        trained = old.trained + count * parameter.requires_grad
+        sizes[part_of(name)] = replace(old, trained=trained, total=old.total + count)
+    return sizes
+
+
+def pack_seed(seed: int, step: int, pack: int) -> int:
+    """What torch is seeded with before a pack: the same on whichever rank it lies, fresh or resumed."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{pack}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+class Engine:
+    """A model in training, spread over the ranks. All methods but `inputs` are collective."""
+
+    def __init__(self, model: torch.nn.Module, config: Config, deepspeed_config: dict[str, Any], world: World) -> None:
+        self.config = config
+        self.world = world
+        optimizer = build_optimizer(model, config.optim)
+        self.deepspeed, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=deepspeed_config, dist_init_required=False
+        )
+        self.zero = self.deepspeed.optimizer
+        self.zero_stage = zero_state.zero_stage(self.zero)
+        self.attention = resolve_attention(config.model.attention, world.device, DTYPES[config.model.precision])
+        self.parameters = zero_state.trained_parameters(self.deepspeed.module)
+        vision = getattr(model, "config").vision_config  # noqa: B009 (PEFT models forward it)
+        self.crop_size = int(vision.image_size)
+
+    def inputs(self, batch: Batch) -> dict[str, Any]:
+        """A pack as the model's arguments, on its device."""
+        device = self.world.device
+
+        def put(array: Any) -> torch.Tensor:
+            return torch.from_numpy(array).to(device, non_blocking=True)
+
+        pictures = {}
+        if len(batch.grids):
+            pictures = {"pixel_values": put(batch.crops), "image_sizes": torch.from_numpy(batch.grids * self.crop_size)}
+        return {
+            "input_ids": put(batch.input_ids)[None],
+            "position_ids": put(batch.position_ids)[None],
+            "labels": put(batch.labels)[None],
+            # Read on the CPU to cut the pack into samples: left there, it costs no wait for the device.
+            "cu_seqlens": batch.cu_seqlens.tolist(),
+            "crop_chunks": batch.crop_chunks,
+            "label_chunks": batch.label_chunks,
+            "loss_reduction": "sum",
+            "return_logits": False,
+            "use_cache": False,
+            **pictures,
+        }
+
+    def train_pack(self, batch: Batch, step: int, scale: float) -> torch.Tensor:
+        """Forward and backward of one pack.
+
+        step: number of the optimizer step it belongs to, for its random numbers.
+        scale: what its summed loss is multiplied by (see loss.backward_scale).
+        Returns the summed loss of its supervised tokens, float32 scalar, on the device.
+        """
+        torch.manual_seed(pack_seed(self.config.run.seed, step, batch.number))
+        loss = self.deepspeed(**self.inputs(batch)).loss
+        self.deepspeed.backward(loss * scale, scale_wrt_gas=False)
+        return loss.detach()
+
+    def step(self, rate: float) -> float | None:
+        """Update the weights by what was accumulated, at a learning rate.
+
+        Returns the gradient's norm before clipping; None where it was not finite and the update was skipped on all ranks.
+        """
+        for group in self.zero.param_groups:
+            group["lr"] = rate
+        self.deepspeed.step()
+        if not self.deepspeed.was_step_applied():
+            return None
+        return float(self.deepspeed.get_global_grad_norm())
+
+    @torch.no_grad()
+    def measure_pack(self, batch: Batch) -> torch.Tensor:
+        """The summed loss of a pack, with dropout off and nothing kept for backward."""
+        self.deepspeed.eval()
+        try:
+            return self.deepspeed(**self.inputs(batch)).loss
+        finally:
+            self.deepspeed.train()
+
+    def slices(self) -> Iterable[Slice]:
+        """What this rank holds of weights and moments."""
+        return zero_state.local_slices(self.zero, self.parameters, self.world.rank)
+
+    def save(self, folder: Path, *, step: int, plan: str, base: dict[str, str], validation: float | None) -> Path:
+        """Write a checkpoint of this step; it is there whole when this returns, or every rank raises.
+
+        folder: of the run's checkpoints.
+        plan: fingerprint of the order of training. base: path and fingerprint of the model trained from.
+        validation: loss measured with these weights.
+        """
+        world = self.world
+        aside = folder / f".{step_folder(step)}.tmp"
+        world.from_first(lambda: aside.mkdir(parents=True, exist_ok=True))
+        written = world.agree(lambda: write_slices(aside, world.rank, self.slices()))
+        files = dict(world.gather_objects(written))
+        manifest = Manifest(
+            step=step,
+            adam_step=zero_state.adam_step(self.zero),
+            world_size=world.size,
+            plan=plan,
+            config=self.config.model_dump(),
+            base=base,
+            shapes={name: zero_state.full_shape(parameter) for name, parameter in self.parameters},
+            files=files,
+            validation_loss=validation,
+            versions={package.__name__: package.__version__ for package in (torch, deepspeed, transformers)},
+        )
+        return world.from_first(lambda: finish(aside, manifest))
+
+    def load(self, folder: Path) -> Manifest:
+        """Go back to a checkpoint, of any number of ranks; raises CheckpointError where it does not fit the model."""
+        reader = self.world.agree(lambda: Reader(folder))
+        shapes = {name: zero_state.full_shape(parameter) for name, parameter in self.parameters}
+        if shapes != reader.manifest.shapes:
+            missing = sorted(set(shapes) - set(reader.manifest.shapes))
+            more = sorted(set(reader.manifest.shapes) - set(shapes))
+            raise CheckpointError(
+                f"{folder}: its parameters are not the ones trained here (lacks {missing[:3]}, has {more[:3]} besides); "
+                "is model.path the model this run was started from?"
+            )
+        zero_state.install(self.zero, self.parameters, reader, self.world.rank)
+        return reader.manifest

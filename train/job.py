@@ -1,0 +1,186 @@
+"""One training job from the ranks brought together to the last line: run folder, plan, model, loop."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from train.checkpoint import CheckpointError, clear_unfinished, fingerprint_model, found, newest
+from train.config import ConfigError
+from train.config_schema import Config
+from train.console import Console
+from train.deepspeed_config import compose
+from train.distributed import World
+from train.engine import Engine, check_zero_keys, load_model, part_sizes
+from train.loop import Training, total_steps
+from train.material import Geometry, cache_folder, check_shards, find_model, read_geometry
+from train.pipeline.loader import Loader
+from train.pipeline.opening import open_plan
+from train.pipeline.plan import Plan
+from train.preemption import Preemption
+from train.runs import Earlier, RunError, RunFolder
+from train.tracking import Tracker
+from train.validation import Validation
+
+
+def open_split(config: Config, split: str, model: Path, geometry: Geometry, world: World, shuffle: bool) -> Plan:
+    """The plan of a split. Rank 0 opens it first, so that text not counted yet is counted once for all."""
+
+    def opened() -> Plan:
+        return open_plan(
+            Path(config.data.shards),
+            split,
+            tokenizer_file=model / "tokenizer.json",
+            num_crops=geometry.num_crops,
+            crop_size=geometry.crop_size,
+            tokens_per_side=geometry.tokens_per_side,
+            pack_length=config.data.pack_length,
+            window=config.data.window,
+            over_long=config.data.over_long,
+            last_batch=config.data.last_batch if shuffle else "short",
+            shuffle=shuffle,
+            seed=config.run.seed,
+            global_batch_packs=config.batch.global_batch_packs,
+            crops_per_chunk=config.model.crops_per_chunk,
+            labels_per_chunk=config.model.labels_per_chunk,
+            cache=cache_folder(config),
+        )
+
+    if world.size > 1:
+        world.from_first(lambda: opened() and None)
+    return world.agree(opened)
+
+
+def open_validation(config: Config, model: Path, geometry: Geometry, world: World) -> Validation | None:
+    """What the validation loss is measured on, or None where the shards have no such split."""
+    shards = check_shards(config).shards
+    if not shards.get(config.data.validation):
+        return None
+    return Validation(
+        plan=open_split(config, config.data.validation, model, geometry, world, shuffle=False),
+        folder=Path(config.data.shards) / config.data.validation,
+        tokenizer=model / "tokenizer.json",
+        packs=config.evaluate.packs,
+        workers=config.data.workers,
+    )
+
+
+def open_run(
+    run: RunFolder, config: Config, settings: Mapping[str, Any], console: Console
+) -> tuple[Earlier, Path | None]:
+    """Hold the run folder and look at what is in it; on rank 0. Returns what changed and the checkpoint to go on from."""
+    run.hold()
+    earlier = run.compare(config, settings)
+    clear_unfinished(run.path)
+    start = newest(run.path, console.say)
+    if start is None and found(run.path):
+        raise RunError(
+            f"{run.path}: none of its {len(found(run.path))} checkpoints is whole; bring the files back, or start another run "
+            "by --run NAME"
+        )
+    return earlier, start
+
+
+def describe(engine: Engine, plan: Plan, config: Config, world: World, total: int) -> str:
+    """What is about to be trained, on what, how long."""
+    sizes = part_sizes(engine.deepspeed.module)
+    parts = ", ".join(f"{part} {size.trained:,} of {size.total:,}" for part, size in sizes.items())
+    trained = sum(size.trained for size in sizes.values())
+    figures = plan.figures()
+    where = f"{world.size} rank{'s' if world.size > 1 else ''} on {world.device.type}"
+    return (
+        f"training {trained:,} parameters ({config.tune.method}): {parts}\n"
+        f"{where}, {config.model.precision}, attention {engine.attention}, ZeRO-{engine.zero_stage}\n"
+        f"an epoch: {figures.samples:,} samples ({figures.over_long:,} too long) in {figures.packs:,} packs of "
+        f"{config.data.pack_length:,} tokens, {figures.fill:.1%} full, {figures.steps:,} steps; the run: {total:,} steps"
+    )
+
+
+def check_plan(folder: Path, saved: str, plan: Plan) -> None:
+    """Raise CheckpointError where the data are not what the checkpoint was trained on."""
+    if saved != plan.spec.fingerprint():
+        raise CheckpointError(
+            f"{folder}: the order of training was another (plan {saved[:12]}, now {plan.spec.fingerprint()[:12]}): the shards or "
+            "the tokenizer were changed since; bring them back, or start another run by --run NAME"
+        )
+
+
+def resume(engine: Engine, plan: Plan, start: Path, base: Mapping[str, str], earlier: Earlier, console: Console) -> int:
+    """Load a checkpoint and say from where the run goes on; returns its step."""
+    manifest = engine.load(start)
+    check_plan(start, manifest.plan, plan)
+    if manifest.base["fingerprint"] != base["fingerprint"]:
+        raise CheckpointError(
+            f"{start}: training started from another model than {base['path']} is now; bring {manifest.base['path']} back, or "
+            "start another run by --run NAME"
+        )
+    console.say(f"going on from {start} (step {manifest.step})")
+    if manifest.world_size != engine.world.size:
+        console.say(f"  ranks: {manifest.world_size} -> {engine.world.size}")
+    for key, (was, now) in earlier.changed.items():
+        console.say(f"  {key}: {was!r} -> {now!r}")
+    return manifest.step
+
+
+def work(config: Config, settings: dict[str, Any], run: RunFolder, world: World) -> None:
+    """Do the job on every rank; returns when it is finished, preempted, or was finished before.
+
+    Raises UserError for what a person can mend; the same on every rank, except for a rank that cannot read its data.
+    """
+    console = Console(world.first)
+    world.agree(lambda: check_zero_keys(settings["zero_optimization"], config.deepspeed))
+    earlier, start = world.from_first(lambda: open_run(run, config, settings, console))
+    run.ours = True
+    folder = world.agree(lambda: find_model(config.model.path))
+    if folder is None:
+        raise ConfigError(
+            f"model.path: {config.model.path} was fetched and is not in the local cache; is the disk full?"
+        )
+    geometry = world.agree(lambda: read_geometry(folder, config.model.num_crops))
+    plan = open_split(config, config.data.train, folder, geometry, world, shuffle=True)
+    validation = open_validation(config, folder, geometry, world)
+    total = total_steps(plan, config.stop.epochs, config.stop.steps)
+    if start and world.from_first(lambda: run.is_finished(total)):
+        console.say(f"{run.path} is finished: {total:,} steps, {start}; raise stop.steps or stop.epochs to go on")
+        return
+    world.from_first(lambda: run.begin(config, settings, plan.spec.to_json(), total, start))
+    base = {"path": config.model.path, "fingerprint": world.from_first(lambda: fingerprint_model(folder))}
+    composed = compose(config, settings, world.size)
+    engine = Engine(load_model(config, folder, composed, world.device), config, composed, world)
+    done = resume(engine, plan, start, base, earlier, console) if start else 0
+    world.from_first(lambda: run.cut_metrics(done))
+    console.say(describe(engine, plan, config, world, total))
+    tracker = Tracker(config.wandb, run.path, str(config.run.name), config.model_dump()) if world.first else None
+    with Loader(
+        plan,
+        Path(config.data.shards) / config.data.train,
+        folder / "tokenizer.json",
+        rank=world.rank,
+        world=world.size,
+        start_step=done,
+        end_step=total,
+        workers=config.data.workers,
+    ) as loader:
+        training = Training(
+            config=config,
+            world=world,
+            engine=engine,
+            plan=plan,
+            loader=loader,
+            validation=validation,
+            run=run,
+            base=base,
+            console=console,
+            tracker=tracker,
+            preemption=Preemption(),
+            done=done,
+            total=total,
+            checkpoint=start,
+            saved_step=done if start else -1,
+            best=json.loads((run.path / "best.json").read_text()) if (run.path / "best.json").is_file() else {},
+        )
+        state = training.go()
+    if tracker is not None:
+        tracker.finish()
+    if state == "finished":
+        console.say(f"finished: {total:,} steps; {training.checkpoint}")

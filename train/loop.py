@@ -1,0 +1,247 @@
+"""Training from the first step, or a checkpoint's, to the last: batches in, metrics and checkpoints out."""
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from data.whole import write_whole
+from train.checkpoint import prune
+from train.config_schema import Config
+from train.console import Console, train_line, validation_line
+from train.distributed import World
+from train.engine import Engine
+from train.loss import backward_scale, count_labels, mean_loss
+from train.optim import learning_rate
+from train.pipeline.batch import Batch
+from train.pipeline.loader import Loader
+from train.pipeline.plan import Plan
+from train.preemption import Preemption
+from train.runs import RunFolder, State
+from train.tracking import Tracker
+from train.validation import Validation
+
+GIB = 2**30
+
+
+class OtherRankFailed(RuntimeError):
+    """Another rank could not go on and has said why."""
+
+
+def total_steps(plan: Plan, epochs: float | None, steps: int | None) -> int:
+    """Optimizer steps of a run that stops after so many epochs or steps, whichever comes first."""
+    limits = [] if steps is None else [steps]
+    if epochs is not None:
+        whole = math.floor(epochs)
+        part = math.ceil((epochs - whole) * plan.steps_in(whole)) if epochs > whole else 0
+        limits.append(plan.steps_until(whole) + part)
+    return min(limits)
+
+
+def memory_gib(world: World) -> float:
+    """The most of the accelerator's memory that was used so far, or this process's memory now."""
+    if world.device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(world.device) / GIB
+    resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return resident_pages * 4096 / GIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """What a global batch holds, over all ranks."""
+
+    label_tokens: int
+    tokens: int
+    pictures: int
+    samples: int
+    packs: int
+    bad: int
+
+    @classmethod
+    def of(cls, batches: Sequence[Batch]) -> "Counts":
+        """Of one rank's share; empty packs count as nothing."""
+        full = [batch for batch in batches if batch.keys]
+        return cls(
+            label_tokens=sum(count_labels(batch.labels) for batch in full),
+            tokens=sum(len(batch.input_ids) for batch in full),
+            pictures=sum(len(batch.grids) for batch in full),
+            samples=sum(len(batch.keys) for batch in full),
+            packs=len(full),
+            bad=sum(len(batch.bad) for batch in batches),
+        )
+
+
+@dataclass(kw_only=True)
+class Training:
+    """A run in progress. Every rank has one and calls the same methods; files and lines are rank 0's."""
+
+    config: Config
+    world: World
+    engine: Engine
+    plan: Plan
+    loader: Loader
+    validation: Validation | None
+    run: RunFolder
+    base: dict[str, str]
+    """path and fingerprint of the model trained from."""
+    console: Console
+    tracker: Tracker | None
+    preemption: Preemption
+    done: int
+    """Optimizer steps done."""
+    total: int
+    checkpoint: Path | None
+    """Newest whole one."""
+    saved_step: int
+    best: dict[str, Any]
+    """Of the checkpoint with the least validation loss: loss, checkpoint; empty before the first."""
+
+    def go(self) -> State:
+        """Train to the end, or until asked to leave; returns finished or preempted."""
+        self.preemption.listen()
+        lines = self.run.metrics.open("a") if self.world.first else None
+        self.set_status("running")
+        self.console.start_bar(self.done, self.total)
+        try:
+            while self.done < self.total:
+                if not self.train_step(lines):
+                    return self.leave()
+                due = self.config.evaluate.every_steps
+                last = self.done == self.total
+                measured = None
+                if self.validation and (last or (due and self.done % due == 0)):
+                    measured = self.measure(lines)
+                    if measured is None:
+                        return self.leave()
+                due = self.config.checkpoint.every_steps
+                if last or (due and self.done % due == 0):
+                    self.save(measured)
+        finally:
+            self.console.stop_bar()
+            if lines is not None:
+                lines.close()
+        self.set_status("finished")
+        return "finished"
+
+    def next_batches(self) -> tuple[list[Batch], Exception | None]:
+        """This rank's share of the next global batch, or why it cannot be had."""
+        try:
+            step, batches = next(self.loader)  # type: ignore[call-overload]
+        except Exception as error:
+            return [], error
+        assert step == self.done
+        return batches, None
+
+    def agree_on_batch(self) -> tuple[list[Batch], Counts] | None:
+        """This rank's packs of the next step and what all ranks' hold, or None where a rank was asked to leave."""
+        batches, problem = self.next_batches()
+        mine = Counts.of(batches)
+        values = [getattr(mine, name) for name in Counts.__dataclass_fields__]
+        asked = self.preemption.asked is not None
+        *sums, asking, failed = self.world.sum_integers([*values, int(asked), int(problem is not None)])
+        if problem is not None:
+            raise problem
+        if failed:
+            raise OtherRankFailed(f"{failed} of {self.world.size} ranks cannot read their data; see their messages")
+        if asking:
+            return None
+        return batches, Counts(**dict(zip(Counts.__dataclass_fields__, sums, strict=True)))
+
+    def train_step(self, lines: IO[str] | None) -> bool:
+        """One optimizer step; False where the ranks were asked to leave instead."""
+        begun = time.perf_counter()
+        agreed = self.agree_on_batch()
+        if agreed is None:
+            return False
+        batches, counts = agreed
+        waited = self.loader.waited_s
+        scale = backward_scale(self.world.size, counts.label_tokens)
+        losses = [self.engine.train_pack(batch, self.done, scale) for batch in batches]
+        rate = learning_rate(self.done, self.total, self.config.optim)
+        norm = self.engine.step(rate)
+        gathered = self.world.gather_floats([*(float(loss) for loss in losses), waited])
+        self.done += 1
+        loss = mean_loss([values[:-1] for values in gathered], counts.label_tokens)
+        seconds = time.perf_counter() - begun
+        record = {
+            "step": self.done,
+            "steps": self.total,
+            "kind": "train",
+            "epoch": self.plan.locate(self.done - 1)[0],
+            "loss": loss if math.isfinite(loss) else None,
+            "lr": rate,
+            "grad_norm": norm,
+            **{name: getattr(counts, name) for name in Counts.__dataclass_fields__},
+            "time": {
+                "at": time.time(),
+                "step_s": seconds,
+                "data_wait_s": max(values[-1] for values in gathered),
+                "tokens_per_s": counts.tokens / seconds,
+                "pictures_per_s": counts.pictures / seconds,
+                "memory_gib": memory_gib(self.world),
+            },
+        }
+        for batch in batches:
+            for sample in batch.bad:
+                print(f"left out: {sample.key} ({sample.shard} at byte {sample.byte}): {sample.reason}", flush=True)
+        self.write(lines, record)
+        if self.done % self.config.logging.every_steps == 0 or self.done == self.total:
+            self.console.say(train_line(record))
+        self.console.move_bar(self.done)
+        return True
+
+    def measure(self, lines: IO[str] | None) -> float | None:
+        """The validation loss now; None where the ranks were asked to leave."""
+        assert self.validation is not None
+        found = self.validation.measure(self.engine, self.world, lambda: self.preemption.asked is not None)
+        if found is None:
+            return None
+        record = {"step": self.done, "kind": "validation", **found}
+        self.write(lines, record)
+        self.console.say(validation_line(record))
+        return float(found["loss"])
+
+    def write(self, lines: IO[str] | None, record: Mapping[str, Any]) -> None:
+        """A line of metrics.jsonl, and the same numbers to W&B."""
+        if lines is not None:
+            lines.write(json.dumps(record) + "\n")
+            lines.flush()
+        if self.tracker is not None:
+            flat = {f"{record['kind']}/{key}": value for key, value in record.items() if isinstance(value, int | float)}
+            times = {f"time/{record['kind']}_{key}": value for key, value in record["time"].items()}
+            self.tracker.log(record["step"], flat | times)
+
+    def save(self, measured: float | None) -> None:
+        """Write a checkpoint and take away those not kept."""
+        begun = time.perf_counter()
+        spec = self.plan.spec.fingerprint()
+        folder = self.run.checkpoints
+        self.checkpoint = self.engine.save(folder, step=self.done, plan=spec, base=self.base, validation=measured)
+        self.saved_step = self.done
+        if measured is not None and measured < self.best.get("loss", math.inf):
+            self.best = {"step": self.done, "checkpoint": f"checkpoints/{self.checkpoint.name}", "loss": measured}
+        if self.world.first:
+            write_whole(self.run.path / "best.json", (json.dumps(self.best) + "\n").encode())
+            prune(self.run.path, self.config.checkpoint.keep_last, Path(self.best.get("checkpoint", "")).name)
+            self.set_status("running")
+        self.console.say(f"saved {self.checkpoint} in {time.perf_counter() - begun:.1f} s")
+
+    def leave(self) -> State:
+        """Save at the last optimizer step, because a signal asked the job to end."""
+        signals = [name for name in self.world.gather_objects(self.preemption.asked) if name]
+        reason = f"{signals[0] if signals else 'a signal'} after step {self.done}"
+        if self.done > self.saved_step:
+            self.save(None)
+        self.set_status("preempted", reason)
+        self.console.say(f"{reason}: saved {self.checkpoint}; the same command goes on from there")
+        return "preempted"
+
+    def set_status(self, state: State, reason: str = "") -> None:
+        """Write status.json, on rank 0."""
+        if self.world.first:
+            self.run.set_status(state, step=self.done, steps=self.total, checkpoint=self.checkpoint, reason=reason)

@@ -1,0 +1,95 @@
+"""Fine-tunes Phi-3-vision with DeepSpeed ZeRO.
+
+    deepspeed [--hostfile launch/hosts] train/main.py [--config FILE] [--set section.key=value …] [--run NAME]
+
+torchrun, srun and plain python start it as well (torchrun takes --run for an option of its own: give it
+`--set run.name=NAME`). The same command goes on with a run that was ended before its time.
+Exit codes: 0 trained to the end, or saved and left because a signal asked for it; 2 something the user can mend;
+1 anything else.
+"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__" and not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+import os
+import socket
+import time
+import traceback
+from collections.abc import Sequence
+
+from data.schema import UserError
+from train.config import DEFAULT, load
+from train.deepspeed_config import read
+from train.distributed import Place, bring_together, end_at_once, find_place, part
+from train.material import check
+from train.runs import RunFolder
+
+USER_ERROR = 2
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="train/main.py", description="Fine-tune Phi-3-vision with DeepSpeed ZeRO.")
+    parser.add_argument(
+        "--config", default=str(DEFAULT), metavar="FILE", help="settings (default: train/configs/default.yaml)"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="SECTION.KEY=VALUE",
+        help="a setting over the file's",
+    )
+    parser.add_argument(
+        "--run", metavar="NAME", help="name of the run's folder (default: run.name, or the file's name)"
+    )
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
+    return parser.parse_args(arguments)
+
+
+def tell(place: Place, error: UserError) -> None:
+    """Print an error once a node; the other ranks wait a moment, or a launcher would end the speaker before it spoke."""
+    if not place.speaks:
+        time.sleep(1.0)
+        return
+    host = f"[{socket.gethostname()}] " if place.rank else ""
+    print(f"{host}error: {error}", file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train; returns the exit code."""
+    options = parse(arguments)
+    place = find_place(os.environ)
+    try:
+        config = load(options.config, options.overrides, options.run)
+        settings = read(config)
+        check(config, fetch=place.local_rank == 0)
+        world = bring_together(place, os.environ)
+    except UserError as error:
+        tell(place, error)
+        return USER_ERROR
+    run = RunFolder(Path(config.run.folder) / str(config.run.name))
+    try:
+        from train.job import work
+
+        work(config, settings, run, world)
+        part()
+        return 0
+    except UserError as error:
+        run.set_failed(str(error))
+        tell(place, error)
+        end_at_once(USER_ERROR)
+    except BaseException as error:
+        run.set_failed(f"rank {world.rank}: {type(error).__name__}: {error}")
+        traceback.print_exc()
+        end_at_once(1)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

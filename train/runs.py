@@ -1,0 +1,153 @@
+"""The folder of a run: who holds it, what it was started with, how far it is, what it measured."""
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import yaml
+
+from data.schema import UserError
+from data.whole import write_whole
+from train.config import differences, dump, may_change
+from train.config_schema import Config
+
+State = Literal["running", "preempted", "finished", "failed"]
+
+
+class RunError(UserError):
+    """The run folder cannot be used for this start."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Earlier:
+    """What an earlier start of the run left."""
+
+    changed: dict[str, tuple[Any, Any]]
+    """Keys of the configuration that differ now, with (old, new); all of a kind that may."""
+    trained: bool
+    """Whether any step was taken."""
+
+
+class RunFolder:
+    """runs/<name>/ of a training job. One process of the job, rank 0, opens and writes it; all may write the status."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lock: IO[str] | None = None
+        self.ours = False
+        """Whether this job has it, so that its failure is the run's."""
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def hold(self) -> None:
+        """Make the folder and keep it for this process until it ends; raises RunError where another job has it."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock = (self.path / "lock").open("a+")
+        except OSError as error:
+            raise RunError(
+                f"{self.path}: cannot be written ({error.strerror}); set run.folder to a folder that can"
+            ) from error
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.lock.seek(0)
+            holder = self.lock.read().strip() or "unknown"
+            raise RunError(
+                f"{self.path}: another training job is using it ({holder}); wait for it, end it, or take another name by --run"
+            ) from error
+        self.lock.truncate(0)
+        self.lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        self.lock.flush()
+
+    def compare(self, config: Config, deepspeed: Mapping[str, Any]) -> Earlier:
+        """What changed since the earlier start of this run, if there was one.
+
+        Raises RunError with the keys that differ where one of them decides what is computed and steps were taken.
+        """
+        known = self.path / "config.yaml"
+        trained = any(self.checkpoints.glob("step-*")) or (self.metrics.is_file() and self.metrics.stat().st_size > 0)
+        if not known.is_file() or not trained:
+            return Earlier(changed={}, trained=False)
+        old = yaml.safe_load(known.read_text())
+        beside = self.path / "deepspeed.json"
+        old["deepspeed.json"] = json.loads(beside.read_text()) if beside.is_file() else {}
+        changed = differences(old, config.model_dump() | {"deepspeed.json": dict(deepspeed)})
+        refused = {key: values for key, values in changed.items() if not may_change(key)}
+        if refused:
+            lines = "\n".join(f"  {key}: {was!r} -> {now!r}" for key, (was, now) in refused.items())
+            raise RunError(
+                f"{self.path}: this run was started with other settings:\n{lines}\n"
+                "give these keys their old values to go on with it, or start another run by --run NAME"
+            )
+        return Earlier(changed=changed, trained=True)
+
+    def begin(
+        self, config: Config, deepspeed: Mapping[str, Any], plan: Mapping[str, Any], steps: int, checkpoint: Path | None
+    ) -> None:
+        """Write what this start is made of (config.yaml, deepspeed.json, plan.json), and that it runs."""
+        write_whole(self.path / "config.yaml", dump(config).encode())
+        write_whole(self.path / "deepspeed.json", (json.dumps(deepspeed, indent=2) + "\n").encode())
+        write_whole(self.path / "plan.json", (json.dumps(plan, indent=2) + "\n").encode())
+        step = int(checkpoint.name.partition("-")[2]) if checkpoint else 0
+        self.set_status("running", step=step, steps=steps, checkpoint=checkpoint)
+
+    def status(self) -> dict[str, Any]:
+        """The newest status, or an empty dictionary before the first."""
+        path = self.path / "status.json"
+        return json.loads(path.read_text()) if path.is_file() else {}
+
+    def set_status(self, state: State, *, step: int, steps: int, checkpoint: Path | None, reason: str = "") -> None:
+        """Replace status.json.
+
+        state: running | preempted | finished | failed.
+        step, steps: optimizer steps done, and of the whole run.
+        checkpoint: the newest whole one.
+        reason: why it is so, for a person.
+        """
+        values = {
+            "state": state,
+            "step": step,
+            "steps": steps,
+            "checkpoint": f"checkpoints/{checkpoint.name}" if checkpoint else None,
+            "reason": reason,
+        }
+        write_whole(self.path / "status.json", (json.dumps(values) + "\n").encode())
+
+    def is_finished(self, steps: int) -> bool:
+        """Whether the run was trained to its end, and that end was not moved since."""
+        status = self.status()
+        return status.get("state") == "finished" and status["step"] >= steps
+
+    def set_failed(self, reason: str) -> None:
+        """Put `failed` and why into the status, keeping its step and checkpoint; the first of several reasons stays."""
+        values = self.status()
+        if self.ours and values.get("state") != "failed":
+            write_whole(
+                self.path / "status.json", (json.dumps(values | {"state": "failed", "reason": reason}) + "\n").encode()
+            )
+
+    def cut_metrics(self, step: int) -> None:
+        """Leave in metrics.jsonl the whole lines of steps up to `step`, as they were when that step was saved."""
+        if not self.metrics.is_file():
+            return
+        kept = []
+        for line in self.metrics.read_bytes().split(b"\n")[:-1]:
+            try:
+                if json.loads(line)["step"] > step:
+                    break
+            except ValueError:
+                break
+            kept.append(line + b"\n")
+        write_whole(self.metrics, b"".join(kept))

@@ -1,0 +1,98 @@
+"""Weights & Biases: online, offline or not at all; its troubles never end a training."""
+
+import netrc
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from train.config_schema import WandbSection
+
+
+def has_key(environment: Mapping[str, str]) -> bool:
+    """Whether a key for W&B is at hand: WANDB_API_KEY or a line in the netrc file."""
+    if environment.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(environment.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    named = environment.get("NETRC")
+    for path in [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]:
+        try:
+            if path.is_file() and netrc.netrc(str(path)).authenticators(host):
+                return True
+        except (netrc.NetrcParseError, OSError) as error:
+            print(f"{path} cannot be read for a W&B key: {error}", flush=True)
+    return False
+
+
+def choose_mode(setting: str, environment: Mapping[str, str]) -> str:
+    """online, offline or disabled: the setting, or for `auto` WANDB_MODE, else online where a key is found."""
+    if setting != "auto":
+        return setting
+    named = environment.get("WANDB_MODE", "")
+    if named:
+        return "disabled" if named == "dryrun" else named
+    return "online" if has_key(environment) else "offline"
+
+
+class Tracker:
+    """One run's record at W&B, under the same id each time the run goes on. Made on rank 0 alone."""
+
+    def __init__(self, settings: WandbSection, folder: Path, name: str, config: Mapping[str, Any]) -> None:
+        """
+        folder: the run's; W&B's files and the id live there.
+        config: what the run is made of, shown beside it.
+        """
+        self.mode = choose_mode(settings.mode, os.environ)
+        self.run: Any = None
+        self.folder = folder
+        if self.mode == "disabled":
+            return
+        try:
+            import wandb
+
+            known = folder / "wandb_id"
+            if not known.is_file():
+                known.write_text(wandb.util.generate_id())
+            self.run = wandb.init(
+                project=settings.project,
+                entity=settings.entity,
+                tags=settings.tags,
+                name=name,
+                id=known.read_text().strip(),
+                resume="allow",
+                dir=folder,
+                mode=self.mode,
+                config=dict(config),
+                settings=wandb.Settings(
+                    silent=True, console="off", x_disable_meta=True, x_stats_sampling_interval=30.0
+                ),
+            )
+        except Exception as error:
+            self.give_up(error)
+
+    def give_up(self, error: Exception) -> None:
+        """Say once that nothing more is sent."""
+        self.run = None
+        print(f"W&B is left out from here on: {type(error).__name__}: {error}", flush=True)
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """Add numbers of a step."""
+        if self.run is None:
+            return
+        try:
+            self.run.log(dict(values), step=step)
+        except Exception as error:
+            self.give_up(error)
+
+    def finish(self, exit_code: int = 0) -> None:
+        """Close the record; offline, say how to send it."""
+        if self.run is None:
+            return
+        try:
+            folder = Path(self.run.dir).parent
+            self.run.finish(exit_code=exit_code)
+            if self.mode == "offline":
+                print(f"W&B was offline; to send this run: wandb sync {folder}", flush=True)
+        except Exception as error:
+            self.give_up(error)

@@ -1,0 +1,65 @@
+"""The loss on held-out samples, measured by all ranks without a trace in the training."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from train.distributed import World
+from train.engine import Engine
+from train.loss import count_labels, mean_loss
+from train.pipeline.loader import Loader
+from train.pipeline.plan import Plan
+
+# A worker process takes a second to start; below this many packs a rank it is not worth one.
+PACKS_A_WORKER = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validation:
+    """What is measured, and how it is read."""
+
+    plan: Plan
+    folder: Path
+    tokenizer: Path
+    packs: int | None
+    """Most packs, rounded up to whole batches; None for the whole split."""
+    workers: int
+
+    @property
+    def batches(self) -> int:
+        """Global batches of one measurement."""
+        every = self.plan.steps_per_epoch
+        if self.packs is None:
+            return every
+        return min(every, math.ceil(self.packs / self.plan.spec.global_batch_packs))
+
+    def measure(self, engine: Engine, world: World, asked: Callable[[], bool]) -> dict[str, Any] | None:
+        """The mean loss over the supervised tokens, the same on every rank.
+
+        asked: whether this rank was asked to leave; then all ranks leave and the result is None.
+        Returns loss, label_tokens, tokens, samples, time.
+        """
+        begun = time.perf_counter()
+        sums: list[float] = []
+        counts = [0, 0, 0]
+        workers = min(self.workers, self.batches * self.plan.spec.global_batch_packs // world.size // PACKS_A_WORKER)
+        shared = {"rank": world.rank, "world": world.size, "start_step": 0, "end_step": self.batches}
+        with Loader(self.plan, self.folder, self.tokenizer, workers=workers, **shared) as loader:
+            for _, batches in loader:
+                if world.sum_integers([int(asked())])[0]:
+                    return None
+                for batch in batches:
+                    sums.append(float(engine.measure_pack(batch)))
+                    found = (count_labels(batch.labels), len(batch.labels) if batch.keys else 0, len(batch.keys))
+                    counts = [had + new for had, new in zip(counts, found, strict=True)]
+        labels, tokens, samples = world.sum_integers(counts)
+        return {
+            "loss": mean_loss(world.gather_floats(sums), labels),
+            "label_tokens": labels,
+            "tokens": tokens,
+            "samples": samples,
+            "time": {"seconds": time.perf_counter() - begun},
+        }

@@ -1,0 +1,142 @@
+"""Between DeepSpeed's ZeRO optimizers (stages 2 and 3) and checkpoint slices: what this rank holds, out and in.
+
+Uses DeepSpeed's own accessors where it has them. Where it has none (Adam's state before the first step, persistent
+parameters) it does what DeepSpeed's step does; checked against 0.19.8, which is pinned.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from deepspeed.utils import (
+    safe_get_local_fp32_param,
+    safe_get_local_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+
+from train.checkpoint import KINDS, Reader, Slice
+
+MOMENTS = KINDS[1:]
+Named = Sequence[tuple[str, torch.nn.Parameter]]
+
+
+def trained_parameters(module: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+    """(name, parameter) of all that the optimizer changes, in the model's order."""
+    return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+
+
+def full_shape(parameter: torch.nn.Parameter) -> list[int]:
+    """A parameter's shape, partitioned or not."""
+    return list(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def flat_partitions(zero: Any) -> list[torch.nn.Parameter]:
+    """The flat fp32 tensors that Adam sees on this rank."""
+    return getattr(zero, "fp32_partitioned_groups_flat", None) or zero.single_partition_of_fp32_groups
+
+
+def local_range(parameter: torch.nn.Parameter, rank: int) -> tuple[int, int, int]:
+    """ZeRO-3: (first element, elements, elements with padding) of a parameter that a rank holds."""
+    padded = int(parameter.ds_tensor.numel())
+    start = min(rank * padded, int(parameter.ds_numel))
+    return start, min(padded, int(parameter.ds_numel) - start), padded
+
+
+def local_slices(zero: Any, parameters: Named, rank: int) -> Iterator[Slice]:
+    """What this rank holds of the trained parameters and Adam's moments, on the CPU.
+
+    zero: DeepSpeed's optimizer, after at least one step or `make_states`.
+    """
+    for name, parameter in parameters:
+        if zero_stage(zero) == 3:
+            start, length, _ = local_range(parameter, rank)
+            held = {"weight": safe_get_local_fp32_param(parameter)}
+            held |= {kind: safe_get_local_optimizer_state(parameter, kind) for kind in MOMENTS}
+        else:
+            mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+            if mapping is None:
+                continue
+            start, length = mapping.lp_fragment_address.start, mapping.lp_fragment_address.numel
+            held = {"weight": mapping.get_hp_fragment()}
+            held |= {kind: mapping.get_hp_fragment(kind) for kind in MOMENTS}
+        if length > 0:
+            cut = {kind: value.detach().flatten()[:length].float().cpu() for kind, value in held.items()}
+            yield Slice(name=name, offset=start, tensors=cut)
+
+
+def zero_stage(zero: Any) -> int:
+    """2 or 3."""
+    return 3 if hasattr(zero, "fp32_partitioned_groups_flat") else 2
+
+
+def make_states(zero: Any) -> None:
+    """Have Adam make its state, which it otherwise does at its first step: one step of gradient 0 and rate 0."""
+    rates = [group["lr"] for group in zero.optimizer.param_groups]
+    for group in zero.optimizer.param_groups:
+        group["lr"] = 0.0
+    for number, flat in enumerate(flat_partitions(zero)):
+        kept = flat.grad
+        flat.grad = torch.zeros_like(flat)
+        zero._optimizer_step(number)
+        flat.grad = kept
+    for group, rate in zip(zero.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    set_adam_step(zero, 0)
+
+
+def set_adam_step(zero: Any, step: int) -> None:
+    """Set the number of updates that Adam's bias correction counts from."""
+    for state in zero.optimizer.state.values():
+        if isinstance(state["step"], torch.Tensor):
+            state["step"].fill_(step)
+        else:
+            state["step"] = step
+
+
+def adam_step(zero: Any) -> int:
+    """Updates Adam has made."""
+    return max((int(state["step"]) for state in zero.optimizer.state.values()), default=0)
+
+
+def install(zero: Any, parameters: Named, reader: Reader, rank: int) -> None:
+    """Put a checkpoint's values in place of this rank's; collective."""
+    make_states(zero)
+    if zero_stage(zero) == 3:
+        install_partitions(zero, parameters, reader, rank)
+    else:
+        install_fragments(zero, parameters, reader)
+    set_adam_step(zero, reader.manifest.adam_step)
+
+
+def install_partitions(zero: Any, parameters: Named, reader: Reader, rank: int) -> None:
+    """ZeRO-3: fp32 weights and moments, the low-precision copy, and the small parameters that stay gathered."""
+    # Persistent parameters are released first and gathered again at the end: gathered ones would stay as they were.
+    zero._partition_all_parameters()
+    for name, parameter in parameters:
+        start, length, padded = local_range(parameter, rank)
+        for kind in KINDS:
+            value = torch.zeros(padded)
+            if length > 0:
+                value[:length] = reader.read(kind, name, start, length)
+            if kind != "weight":
+                safe_set_local_optimizer_state(parameter, value, kind)
+                continue
+            safe_set_local_fp32_param(parameter, value)
+            parameter.ds_tensor.data.copy_(value.view_as(parameter.ds_tensor))
+    zero.invalidate_secondary_tensor()
+    if zero.persistent_parameters:
+        zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+
+
+def install_fragments(zero: Any, parameters: Named, reader: Reader) -> None:
+    """ZeRO-2: each rank's fragments of the fp32 weights and moments; then the model's weights from all ranks."""
+    for name, parameter in parameters:
+        mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+        if mapping is None:
+            continue
+        address = mapping.lp_fragment_address
+        for kind in KINDS:
+            target = mapping.get_hp_fragment(None if kind == "weight" else kind)
+            target.data.copy_(reader.read(kind, name, address.start, address.numel))
+    zero.update_lp_params()
