@@ -22,6 +22,9 @@ from train.pipeline.plan import MicroStep, Plan
 ROOT = Path(__file__).resolve().parents[2]
 PACKS_AHEAD = 4  # per worker, beside the pack in the making
 CLOSE_TIMEOUT_S = 5.0
+# Signals that reach all processes of a job are the rank's to answer: it may still need packs to get to a checkpoint.
+# A worker ends when its rank closes the channel or is gone.
+FOR_THE_RANK = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class LoaderError(UserError):
@@ -60,14 +63,18 @@ class ProcessMaker:
     def __init__(self, name: str, settings: EncoderSettings) -> None:
         self._name = name
         self._end, theirs = channel()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "train.pipeline.worker", str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),),
-                cwd=ROOT,
-                stdin=subprocess.DEVNULL,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
-            )
+        kept = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_RANK)  # the worker inherits it, and stays deaf to them
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "train.pipeline.worker", str(theirs.fileno())],
+                    pass_fds=(theirs.fileno(),),
+                    cwd=ROOT,
+                    stdin=subprocess.DEVNULL,
+                    env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+                )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, kept)
         self._send(settings)
 
     def submit(self, job: Job) -> Callable[[], Batch]:
@@ -93,12 +100,12 @@ class ProcessMaker:
 
     def _ended(self) -> LoaderError:
         code = self._process.wait(CLOSE_TIMEOUT_S)
-        how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
-        hint = "; the kernel does this when memory runs out (see dmesg)" if code == -signal.SIGKILL else ""
-        return LoaderError(
-            f"{self._name} (process {self._process.pid}) ended by {how}{hint}; start the run again, it goes on at its "
-            "checkpoint"
-        )
+        if code >= 0:
+            how = f"ended with exit code {code}; what it says stands above"
+        else:
+            out_of_memory = ", as the kernel does when memory runs out (see dmesg)" if code == -signal.SIGKILL else ""
+            how = f"was ended by {signal.Signals(-code).name}{out_of_memory}; start the run again, it goes on"
+        return LoaderError(f"{self._name} (process {self._process.pid}) {how}")
 
     def close(self) -> None:
         self._end.close()
@@ -149,8 +156,14 @@ class Loader:
         self.waited_s = 0.0
         """Seconds that the latest step was waited for."""
         self._plan = plan
-        self._rank, self._world, self._steps = rank, world, range(start_step, end_step)
+        self._rank, self._world = rank, world
+        self._step, self._end_step = start_step, end_step
         self._ahead_bytes = ahead_bytes
+        self._todo = self._micro_steps(start_step)
+        self._next = next(self._todo, None)
+        self._submitted = 0
+        self._ahead: deque[tuple[int, Callable[[], Batch]]] = deque()
+        """Bytes and result of each pack submitted and not yet handed over, in order."""
         self._makers: list[Maker] = [ThreadMaker(settings)] if workers == 0 else []
         try:
             for number in range(workers):
@@ -158,50 +171,48 @@ class Loader:
         except BaseException:
             self.close()
             raise
-        self._stream = self._iterate()
 
     def __iter__(self) -> Iterator[tuple[int, list[Batch]]]:
         return self
 
     def __next__(self) -> tuple[int, list[Batch]]:
+        if self._step >= self._end_step:
+            self.close()
+            raise StopIteration
+        start = time.perf_counter()
+        step, batches = self._step, []
         try:
-            return next(self._stream)
+            for _ in range(math.ceil(len(self._plan.batch(step).packs) / self._world)):
+                self._look_ahead()
+                batches.append(self._ahead[0][1]())
+                self._ahead.popleft()
         except BaseException:
             self.close()
             raise
+        self._step += 1
+        self.waited_s = time.perf_counter() - start
+        return step, batches
 
-    def _iterate(self) -> Iterator[tuple[int, list[Batch]]]:
-        todo = ((step, micro) for step in self._steps for micro in self._plan.deal(step, self._rank, self._world))
-        waiting: deque[tuple[int, Callable[[], Batch]]] = deque()  # bytes, result
-        upcoming = next(todo, None)
-        submitted = outstanding = 0
-        for step in self._steps:
-            start = time.perf_counter()
-            batches: list[Batch] = []
-            wanted = math.ceil(len(self._plan.batch(step).packs) / self._world)
-            while len(batches) < wanted:
-                while upcoming and self._may_submit(waiting, outstanding, upcoming[1]):
-                    size = self._bytes(upcoming[1])
-                    waiting.append((size, self._submit(*upcoming, submitted)))
-                    outstanding += size
-                    submitted += 1
-                    upcoming = next(todo, None)
-                size, result = waiting.popleft()
-                batches.append(result())
-                outstanding -= size
-            self.waited_s = time.perf_counter() - start
-            yield step, batches
-        self.close()
+    def _micro_steps(self, start_step: int) -> Iterator[tuple[int, MicroStep]]:
+        for step in range(start_step, self._end_step):
+            for micro in self._plan.deal(step, self._rank, self._world):
+                yield step, micro
 
-    def _may_submit(self, waiting: deque[tuple[int, Callable[[], Batch]]], outstanding: int, micro: MicroStep) -> bool:
-        few = len(waiting) < (1 + PACKS_AHEAD) * len(self._makers)
-        return not waiting or (few and outstanding + self._bytes(micro) <= self._ahead_bytes)
+    def _look_ahead(self) -> None:
+        """Submit what comes next while there is room; at least one pack is in the making afterwards."""
+        while self._next:
+            size = self._bytes(self._next[1])
+            full = len(self._ahead) >= (1 + PACKS_AHEAD) * len(self._makers)
+            if self._ahead and (full or size + sum(taken for taken, _ in self._ahead) > self._ahead_bytes):
+                break
+            self._ahead.append((size, self._submit(*self._next)))
+            self._next = next(self._todo, None)
 
     def _bytes(self, micro: MicroStep) -> int:
         """At most what a pack takes: crops, and three int64 a token."""
         return micro.pack.crops * 3 * self._plan.spec.crop_size**2 + micro.pack.tokens * 24
 
-    def _submit(self, step: int, micro: MicroStep, submitted: int) -> Callable[[], Batch]:
+    def _submit(self, step: int, micro: MicroStep) -> Callable[[], Batch]:
         pack = micro.pack
         if not pack.samples:
             empty = assemble(
@@ -221,10 +232,14 @@ class Loader:
             label_chunks=micro.label_chunks,
         )
         # Turn by turn, and results in the same order: what a worker sends next is always what is waited for next.
-        return self._makers[submitted % len(self._makers)].submit(job)
+        maker = self._makers[self._submitted % len(self._makers)]
+        self._submitted += 1
+        return maker.submit(job)
 
     def close(self) -> None:
-        """End the workers. A second call does nothing."""
+        """End the workers and the stream. A second call does nothing."""
+        self._end_step = self._step
+        self._ahead.clear()
         while self._makers:
             self._makers.pop().close()
 

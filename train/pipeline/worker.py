@@ -4,7 +4,6 @@ A program of its own (`python -m train.pipeline.worker FD`) and not a `multiproc
 rank's main module again in each worker, and with it import torch and deepspeed.
 """
 
-import signal
 import socket
 import sys
 import traceback
@@ -13,13 +12,13 @@ from data.schema import UserError
 from train.pipeline.encode import PackMaker
 from train.pipeline.passing import receive, send
 
-# Signals sent to all processes of a job are the rank's to answer; it may still need packs to reach a checkpoint.
-# A worker ends when its rank closes the channel, which also happens when the rank is killed.
-_FOR_THE_RANK = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-
 
 def serve(end: socket.socket) -> None:
-    """Make packs until the other side closes. An error is sent as {"error": text, "trace": text or None}."""
+    """Make packs until the other side closes, which also happens when the rank is killed.
+
+    The first request is the settings, each further one a job. An error goes back as {"error": text, "trace": text or
+    None}.
+    """
     maker: PackMaker | None = None
     while True:
         try:
@@ -38,11 +37,9 @@ def serve(end: socket.socket) -> None:
             answer = ({"batch": batch.plain()}, batch.arrays())
         try:
             send(end, *answer)
-        except BrokenPipeError:
+        except (BrokenPipeError, ConnectionResetError):
             return
 
 
 if __name__ == "__main__":
-    for number in _FOR_THE_RANK:
-        signal.signal(number, signal.SIG_IGN)
     serve(socket.socket(fileno=int(sys.argv[1])))

@@ -1,0 +1,65 @@
+"""Range reads by the index."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from data.index import Index
+from data.shards import ShardError, iter_samples
+from tests.factories.small_shards import SmallShards, damage, small_shards
+from train.pipeline.read import ReadError, ShardReader
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> SmallShards:
+    return small_shards(tmp_path, per_shard=5)
+
+
+def reader_of(built: SmallShards, max_open: int = 64) -> ShardReader:
+    folder = built.folder / "train"
+    names = tuple(sorted(path.name for path in folder.glob("*.tar")))
+    return ShardReader(folder, names, Index.open(folder / "index.arrow"), max_open)
+
+
+def test_a_sample_is_read_as_it_was_written(built: SmallShards):
+    reader = reader_of(built)
+    expected = list(iter_samples(built.folder, "train"))
+    for number in (14, 0, 7, 7, 3):
+        assert reader.read(number) == expected[number]
+
+
+def test_no_more_shards_are_open_than_allowed(built: SmallShards):
+    reader = reader_of(built, max_open=2)
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(15):
+        reader.read(number)
+    assert len(os.listdir("/proc/self/fd")) == before + 2
+    reader.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_changed_byte_is_named_by_shard_and_key(built: SmallShards):
+    reader = reader_of(built)
+    entry = Index.open(built.folder / "train" / "index.arrow").entry(6)
+    damage(built.folder, "train", entry.shard, entry.offset + entry.length - 1)
+    with pytest.raises(ShardError, match=r"shard-000001\.tar: sample 'train-1-1'"):
+        reader.read(6)
+    assert reader.read(7)[0].key == "train-1-2"
+
+
+def test_a_shard_cut_short_is_damage_of_its_last_samples(built: SmallShards):
+    reader = reader_of(built)
+    entry = Index.open(built.folder / "train" / "index.arrow").entry(9)
+    path = built.folder / "train" / "shard-000001.tar"
+    os.truncate(path, entry.offset + 600)
+    assert reader.read(8)[0].key == "train-1-3"
+    with pytest.raises(ShardError, match="ends after 600 of"):
+        reader.read(9)
+
+
+def test_a_shard_that_is_gone_ends_the_reading(built: SmallShards):
+    reader = reader_of(built)
+    (built.folder / "train" / "shard-000002.tar").unlink()
+    with pytest.raises(ReadError, match=r"shard-000002\.tar: No such file"):
+        reader.read(12)
