@@ -95,15 +95,14 @@ def _decode(data: bytes, max_pixels: int) -> tuple[Image.Image, int]:
             reason = "truncated" if data.startswith(SIGNATURES) else "not-a-picture"
             raise PictureError(reason, f"{len(data)} bytes that start with {data[:16]!r}") from error
         except DECODER_ERRORS as error:
-            raise PictureError("damaged", f"{len(data)} bytes: {_said(error)}") from error
+            raise PictureError(_reason(error), f"{len(data)} bytes: {_said(error)}") from error
         _check_size(picture.width, picture.height, max_pixels)
         orientation = _orientation(picture)
         try:
             picture.load()
         except DECODER_ERRORS as error:
-            said = _said(error)
-            reason = "truncated" if "truncated" in said.lower() or isinstance(error, EOFError) else "damaged"
-            raise PictureError(reason, f"{picture.format} of {picture.width}×{picture.height}: {said}") from error
+            detail = f"{picture.format} of {picture.width}×{picture.height}: {_said(error)}"
+            raise PictureError(_reason(error), detail) from error
     return picture, orientation
 
 
@@ -163,6 +162,10 @@ def perceptual_hash(picture: Image.Image) -> int:
     frequencies = np.round(frequencies, 3)
     bits = (frequencies > np.median(frequencies)).ravel()
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+def _reason(error: Exception) -> str:
+    return "truncated" if "truncated" in str(error).lower() or isinstance(error, EOFError) else "damaged"
 
 
 def _said(error: Exception) -> str:

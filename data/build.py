@@ -1,0 +1,372 @@
+"""python -m data.build: a catalogue → shards, in three steps that can each be stopped and started again."""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__" and not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+import errno
+import fcntl
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from data.download import DownloadLimits
+from data.fetch import FetchCounts, FetchSettings, fetch
+from data.ledger import Ledger, Summary
+from data.manifest import CHAT_TEMPLATES, Manifest, ManifestError
+from data.mapping import Mapping, check_columns, load_mapping
+from data.plan import Plan, ShardSize, load_plan, save_plan
+from data.progress import progress
+from data.schema import UserError
+from data.sources import open_source
+from data.split import make_plan
+from data.whole import write_whole
+from data.workers import worker_pool
+from data.write import write_shards
+
+STEPS = ("fetch", "split", "write")
+# Of the machine, not of the program: said without a traceback.
+MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildSettings:
+    """One build, as a person asks for it."""
+
+    preset: str
+    """A preset's name or a mapping's file."""
+    source: str | None
+    """Only the fetch step needs it."""
+    output: Path
+    steps: tuple[str, ...] = STEPS
+    image_root: Path | None = None
+    """Where relative picture paths start; the catalogue's folder if None."""
+    limit: int | None = None
+    """Rows to take from the start."""
+    workers: int = 2
+    """Processes; 0 does all in this one."""
+    allowed_hosts: frozenset[str] = frozenset()
+    max_rejected: float = 0.2
+    """Share of the rows that may be rejected."""
+    size: ShardSize = field(default_factory=ShardSize)
+
+
+@dataclass(slots=True, kw_only=True)
+class Outcome:
+    """What a build did."""
+
+    plan: Plan | None = None
+    manifest: Manifest | None = None
+    fetched: FetchCounts | None = None
+    shards_written: int = 0
+    changed: bool = False
+    """Whether anything in the output folder was written."""
+
+
+def build(settings: BuildSettings) -> Outcome:
+    """Run the steps of a build; what an earlier run finished is taken over.
+
+    Raises UserError: wrong paths, columns or mappings, too many rejected rows, another build in the same folder, a
+    worker that died. Whatever was finished by then is kept.
+    """
+    mapping = load_mapping(settings.preset)
+    if settings.output.exists() and not settings.output.is_dir():
+        raise UserError(f"{settings.output} is a file; --output names a folder, which is made if it is not there")
+    ledger = Ledger(settings.output / "downloads")
+    outcome = Outcome()
+    with _alone(settings.output / "downloads"), worker_pool(settings.workers) as pool:
+        if "fetch" in settings.steps:
+            outcome.fetched = _fetch(settings, mapping, ledger, pool)
+            outcome.changed |= outcome.fetched.parts_written > 0
+        if "split" in settings.steps or "write" in settings.steps:
+            _split(settings, mapping, ledger, outcome)
+        if "write" in settings.steps:
+            _write(settings, mapping, ledger, pool, outcome)
+    return outcome
+
+
+@contextmanager
+def _alone(downloads: Path) -> Iterator[None]:
+    """Keep a second build out of the same folder for as long as this one runs."""
+    downloads.mkdir(parents=True, exist_ok=True)
+    with (downloads / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"another build is at work in {downloads.parent}; wait for it, or name another --output"
+            ) from error
+        yield
+
+
+def _fetch(settings: BuildSettings, mapping: Mapping, ledger: Ledger, pool: Executor) -> FetchCounts:
+    if settings.source is None:
+        raise UserError("--source is needed to fetch: a .csv, .tsv, .jsonl or .parquet file, a folder, or hf:NAME")
+    source = open_source(settings.source)
+    check_columns(mapping, source.columns, settings.source)
+    root = settings.image_root or source.picture_root
+    if not root.is_dir():
+        raise UserError(
+            f"{root}: there is no such folder; --image-root names the one where relative picture paths start"
+        )
+    fetching = FetchSettings(
+        pictures=tuple(mapping.pictures),
+        image_root=root.resolve(),
+        limits=DownloadLimits(),
+        allowed_hosts=settings.allowed_hosts,
+    )
+    with progress("fetch", "rows", settings.limit) as report:
+        counts = fetch(
+            islice(source.entries(), settings.limit), ledger, fetching, pool, settings.workers, source, report
+        )
+    if counts.rows == 0:
+        raise UserError(f"{settings.source} has column names but no rows; name the right file")
+    if counts.parts_written:
+        (ledger.downloads / "plan" / "plan.json").unlink(missing_ok=True)
+    return counts
+
+
+def _split(settings: BuildSettings, mapping: Mapping, ledger: Ledger, outcome: Outcome) -> None:
+    """Take over the plan of these settings, or make it if this run is to."""
+    summary = ledger.summary()
+    if summary is None:
+        raise UserError(f"{ledger.downloads} holds no finished ledger; run --only fetch first")
+    check_columns(mapping, tuple(summary.columns), summary.source)
+    if list(mapping.pictures) != summary.pictures:
+        raise UserError(
+            f"the pictures of column(s) {', '.join(summary.pictures)} were fetched, the preset wants "
+            f"{', '.join(mapping.pictures)}; run --only fetch with this preset"
+        )
+    folder, wanted = ledger.downloads / "plan", _plan_settings(settings, mapping, summary)
+    rejected_path = settings.output / "rejected.jsonl"
+    try:
+        plan = load_plan(folder, wanted)
+    except UserError:
+        if "split" not in settings.steps:
+            raise
+        with progress("split", "rows", summary.rows) as report:
+            plan, rejected = make_plan(ledger, summary.parts, mapping, settings.size, report)
+        (settings.output / "manifest.json").unlink(missing_ok=True)
+        write_whole(rejected_path, b"".join(one.to_json() for one in rejected))
+        save_plan(folder, plan, wanted)
+        outcome.changed = True
+    outcome.plan = plan
+    _check_rejected(plan, settings.max_rejected, rejected_path)
+
+
+def _plan_settings(settings: BuildSettings, mapping: Mapping, summary: Summary) -> str:
+    about = [mapping.model_dump(), asdict(settings.size), asdict(summary)]
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()
+
+
+def _check_rejected(plan: Plan, allowed: float, path: Path) -> None:
+    rejected = sum(plan.rejected.values())
+    reasons = ", ".join(
+        f"{count:,} {reason}" for reason, count in sorted(plan.rejected.items(), key=lambda one: -one[1])
+    )
+    if rejected > allowed * plan.rows:
+        raise UserError(
+            f"{rejected:,} of {plan.rows:,} rows were rejected ({rejected / plan.rows:.1%}, allowed {allowed:.1%}): "
+            f"{reasons}; {path} says why of each; mend them, or allow more with --max-rejected; what was done is kept"
+        )
+    if not plan.splits:
+        raise UserError(f"none of the {plan.rows:,} rows is left ({reasons}); {path} says why of each")
+
+
+def _write(settings: BuildSettings, mapping: Mapping, ledger: Ledger, pool: Executor, outcome: Outcome) -> None:
+    plan, summary = outcome.plan, ledger.summary()
+    assert plan is not None
+    assert summary is not None
+    with progress("write", "samples", sum(len(one.rows) for one in plan.splits.values())) as report:
+        outcome.shards_written, shards, pictures = write_shards(settings.output, plan, mapping, pool, report)
+    manifest = Manifest(
+        counts={
+            split: {
+                "samples": sum(shard["samples"] for shard in shards[split]),
+                "pictures": pictures[split],
+                "bytes": sum(shard["bytes"] for shard in shards[split]),
+            }
+            for split in plan.splits
+        },
+        split_rule=mapping.split.model_dump(exclude_none=True),
+        build=_build_record(settings, mapping, summary),
+        chat_template={"name": mapping.chat_template, "template": CHAT_TEMPLATES[mapping.chat_template]},
+        answer_template=mapping.answer_template,
+        question=mapping.question,
+        fields={name: rule.type for name, rule in mapping.fields.items()},
+        shards=shards,
+        rejected=plan.rejected,
+        leaks_prevented=plan.leaks_prevented,
+    )
+    try:
+        whole = Manifest.load(settings.output) == manifest
+    except ManifestError:
+        whole = False
+    if not whole:
+        manifest.save(settings.output)
+    outcome.changed |= outcome.shards_written > 0 or not whole
+    outcome.manifest = manifest
+
+
+def _build_record(settings: BuildSettings, mapping: Mapping, summary: Summary) -> dict[str, Any]:
+    """What gives the same bytes from the same rows; no path of this machine, no number of workers."""
+    return {
+        "mapping": mapping.model_dump(exclude_none=True),
+        "source": summary.source,
+        "rows": summary.rows,
+        "shard_samples": settings.size.samples,
+        "shard_bytes": settings.size.bytes,
+    }
+
+
+def report(outcome: Outcome, seconds: float, output: Path) -> None:
+    """Print what a build did, for a person."""
+    console = Console()
+    plan, manifest = outcome.plan, outcome.manifest
+    if plan is None:
+        assert outcome.fetched is not None
+        console.print(
+            f"fetched {outcome.fetched.rows:,} rows in {seconds:.1f} s; next: the same command with --only split"
+        )
+        return
+    table = Table("", "rows", "shards", "MB", box=None)
+    for split, one in plan.splits.items():
+        megabytes = f"{manifest.counts[split]['bytes'] / 1e6:,.1f}" if manifest else ""
+        table.add_row(f"kept: {split}", f"{len(one.rows):,}", str(len(one.shards)), megabytes)
+    for reason, count in plan.rejected.items():
+        table.add_row(f"rejected: {reason}", f"{count:,}", "", "")
+    table.add_row("all", f"{plan.rows:,}", str(sum(len(one.shards) for one in plan.splits.values())), "")
+    console.print(table)
+    if plan.leaks_prevented:
+        console.print(f"{plan.leaks_prevented:,} rows moved to their group's split (leaks prevented)")
+    if plan.straddling:
+        console.print(
+            f"warning: {plan.straddling:,} rows share a product or a picture with rows of another split; "
+            "the catalogue's own split column decides"
+        )
+    if manifest is None:
+        console.print(f"planned in {seconds:.1f} s; next: the same command with --only write")
+    elif outcome.changed:
+        console.print(
+            f"{output} is whole: {outcome.shards_written} shards written in {seconds:.1f} s, "
+            f"{plan.rows / seconds:,.0f} rows/s"
+        )
+    else:
+        console.print(f"nothing to do: {output} is whole already")
+
+
+def parse(arguments: list[str] | None = None) -> BuildSettings:
+    """The command line as settings; argparse ends the program for one that is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m data.build", description="Build training shards from a catalogue.")
+    parser.add_argument("--preset", required=True, help="burberry, clothing, or a mapping of your own: FILE.yaml")
+    parser.add_argument(
+        "--source", help="catalogue: .csv, .tsv, .jsonl, .parquet, a folder with a metadata file, or hf:NAME[@REV]"
+    )
+    parser.add_argument("--output", required=True, type=Path, help="folder for the shards")
+    parser.add_argument("--only", choices=STEPS, help="run one step alone")
+    parser.add_argument(
+        "--image-root", type=Path, help="where relative picture paths start (default: the catalogue's folder)"
+    )
+    parser.add_argument("--limit", type=_positive, metavar="N", help="take only the first N rows")
+    parser.add_argument(
+        "--workers", type=_not_negative, default=2, metavar="N", help="processes; 0 for none (default: 2)"
+    )
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="fetch from this host also if its address is not public; repeatable",
+    )
+    parser.add_argument(
+        "--max-rejected",
+        type=_share,
+        default=0.2,
+        metavar="SHARE",
+        help="share of the rows that may be rejected (default: 0.2)",
+    )
+    parser.add_argument(
+        "--shard-samples",
+        type=_positive,
+        default=ShardSize().samples,
+        metavar="N",
+        help="samples a shard (default: 1000)",
+    )
+    parser.add_argument(
+        "--shard-mb",
+        type=_positive,
+        default=ShardSize().bytes >> 20,
+        metavar="MB",
+        help="MiB a shard at most (default: 256)",
+    )
+    values = parser.parse_args(arguments)
+    return BuildSettings(
+        preset=values.preset,
+        source=values.source,
+        output=values.output,
+        steps=(values.only,) if values.only else STEPS,
+        image_root=values.image_root,
+        limit=values.limit,
+        workers=values.workers,
+        allowed_hosts=frozenset(values.allow_host),
+        max_rejected=values.max_rejected,
+        size=ShardSize(samples=values.shard_samples, bytes=values.shard_mb << 20),
+    )
+
+
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return int(text)
+
+
+def _not_negative(text: str) -> int:
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    if not 0 <= float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return float(text)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a build from the command line. Returns the exit code: 0, 2 for what the user can mend, 130 when stopped."""
+    settings = parse(arguments)
+    start = time.monotonic()
+    try:
+        outcome = build(settings)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in MACHINE_ERRORS:
+            raise
+        print(
+            f"error: {error}; run the same command again once that is mended, what was finished is kept",
+            file=sys.stderr,
+        )
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to go on, what was finished is kept", file=sys.stderr)
+        return 130
+    report(outcome, time.monotonic() - start, settings.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""What a worker does with fetched files: prove each to be a picture and put it where the ledger says."""
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.images import PictureError, check_picture
+from data.ledger import Found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckJob:
+    """A file to be checked."""
+
+    url: str
+    """As the catalogue names it."""
+    path: str
+    ours: bool
+    """Downloaded by us: moved into pictures/ or removed. Else it is read where it is and left alone."""
+    downloads: str
+    attempts: int
+    max_pixels: int
+    max_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A picture that is not taken, and why."""
+
+    reason: str
+    detail: str
+
+
+def check_files(jobs: list[CheckJob]) -> list[Found | Failure]:
+    """Check some files; the results stand in the order of the jobs."""
+    return [_check_file(job) for job in jobs]
+
+
+def _check_file(job: CheckJob) -> Found | Failure:
+    path = Path(job.path)
+    try:
+        try:
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):
+                return Failure(reason="not-a-file", detail=f"{job.url[:500]} is not a plain file")
+            if status.st_size > job.max_bytes:
+                return Failure(reason="too-large", detail=f"{job.url[:500]}: {status.st_size:,} bytes")
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return Failure(reason="missing-file", detail=f"{job.url[:500]} is not there")
+        except (OSError, ValueError) as error:
+            what = error.strerror if isinstance(error, OSError) else str(error)
+            return Failure(reason="unreadable-file", detail=f"{job.url[:500]}: {what}")
+        try:
+            picture = check_picture(data, job.max_pixels)
+        except PictureError as error:
+            return Failure(reason=error.reason, detail=f"{job.url[:500]}: {error.detail}")
+        place, mtime_ns = job.path, status.st_mtime_ns
+        if job.ours or picture.data is not data:
+            place, mtime_ns = f"pictures/{picture.sha256[:2]}/{picture.sha256}.{picture.format}", 0
+            _keep(Path(job.downloads) / place, picture.data)
+    finally:
+        if job.ours:
+            path.unlink(missing_ok=True)
+    return Found(
+        url=job.url,
+        place=place,
+        format=picture.format,
+        bytes=len(picture.data),
+        sha256=picture.sha256,
+        phash=picture.phash,
+        width=picture.width,
+        height=picture.height,
+        mtime_ns=mtime_ns,
+        attempts=job.attempts,
+    )
+
+
+def _keep(path: Path, data: bytes) -> None:
+    """Put bytes under a name made from their hash. Not synced: the ledger says what they must be, and a file that a
+    power cut emptied is fetched again."""
+    if path.is_file() and path.stat().st_size == len(data):
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    beside.write_bytes(data)
+    os.replace(beside, path)

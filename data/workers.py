@@ -1,0 +1,53 @@
+"""A pool of processes that never outlives the program, even one that was killed."""
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing.process import parent_process
+
+from data.schema import UserError
+
+
+class WorkerDied(UserError):
+    """A worker process is gone."""
+
+
+@contextmanager
+def worker_pool(workers: int) -> Iterator[Executor]:
+    """`workers` processes to submit functions to; 0 means a thread of this process.
+
+    Raises WorkerDied when a process ends before its work, most likely killed for memory.
+    """
+    pool: Executor
+    if workers == 0:
+        pool = ThreadPoolExecutor(1)
+    else:
+        # Not forked from here: this process may have threads, and a fork would copy their locks as they are.
+        context = multiprocessing.get_context("forkserver")
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent)
+    try:
+        yield pool
+    except BrokenProcessPool as error:
+        raise WorkerDied(
+            "a worker process ended in the middle of its work, most likely killed because memory ran out; run the same "
+            "command again with fewer --workers, what was finished is kept"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _follow_parent() -> None:
+    """End this process when its parent ends: a worker blocked on its queue would not notice."""
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

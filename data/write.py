@@ -1,0 +1,187 @@
+"""Write: the plan → tars and indexes; a shard whose inputs are unchanged is not written again."""
+
+import json
+from collections.abc import Callable
+from concurrent.futures import Executor, as_completed
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from data.index import SCHEMA, to_table, write_table
+from data.ledger import Found, Ledger, Record
+from data.manifest import FORMAT_VERSION, file_sha256
+from data.mapping import Mapping
+from data.plan import Plan, ShardPlan, SplitPlan
+from data.schema import Picture, UserError
+from data.shards import ShardWriter, shard_name
+from data.whole import remove_leftovers, whole_file
+
+
+class PictureChanged(UserError):
+    """A picture is not any more what the ledger says."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteJob:
+    """One shard, for a worker."""
+
+    out: str
+    shard: ShardPlan
+    rows: list[int]
+    keys: list[str]
+    groups: list[str]
+    mapping: dict[str, Any]
+
+
+def write_shards(
+    out: Path, plan: Plan, mapping: Mapping, pool: Executor, report: Callable[[int], None]
+) -> tuple[int, dict[str, list[dict[str, Any]]], dict[str, int]]:
+    """Bring the shards and indexes under `out` up to date with the plan.
+
+    Arguments: the output folder; the plan; the mapping; a pool of workers; told how many more samples stand.
+    Returns: how many shards were written; the manifest's list of shards; the number of pictures in each split.
+    Raises PictureChanged if a picture was changed since it was fetched.
+    """
+    jobs = []
+    for split, split_plan in plan.splits.items():
+        remove_leftovers(out / split)
+        for shard in split_plan.shards:
+            if _whole(out, shard):
+                report(shard.last - shard.first)
+            else:
+                jobs.append(_job(out, shard, split_plan, mapping))
+    stale = _stale(out, plan)
+    if jobs or stale:
+        # From here until it is written anew the folder does not pass for a whole one.
+        (out / "manifest.json").unlink(missing_ok=True)
+    for path in stale:
+        path.unlink()
+        if not any(path.parent.iterdir()):
+            path.parent.rmdir()
+    futures = [pool.submit(write_shard, job) for job in jobs]
+    try:
+        for future in as_completed(futures):
+            report(future.result())
+    finally:
+        for future in futures:
+            future.cancel()
+    shards, pictures = {}, {}
+    for split, split_plan in plan.splits.items():
+        tables = [pq.read_table(_note_path(out, shard)) for shard in split_plan.shards]
+        shards[split] = [_note(table) for table in tables]
+        index = pa.concat_tables([table.replace_schema_metadata(SCHEMA.metadata) for table in tables])
+        pictures[split] = pc.sum(pc.list_value_length(index["image_sizes"])).as_py()
+        _write_index(out / split / "index.arrow", index)
+    return len(jobs), shards, pictures
+
+
+def _write_index(path: Path, table: pa.Table) -> None:
+    beside = path.with_name(".index.arrow.part")
+    write_table(beside, table)
+    if path.is_file() and path.stat().st_size == beside.stat().st_size and file_sha256(path) == file_sha256(beside):
+        beside.unlink()
+    else:
+        beside.replace(path)
+
+
+def _note_path(out: Path, shard: ShardPlan) -> Path:
+    """Where it is noted what a written shard was made from, with its part of the index."""
+    return out / "downloads" / "shards" / shard.split / f"{shard_name(shard.number)}.parquet"
+
+
+def _note(table: pa.Table) -> dict[str, Any]:
+    note: dict[str, Any] = json.loads(table.schema.metadata[b"shard"])
+    return note
+
+
+def _fingerprint(shard: ShardPlan) -> str:
+    return f"{FORMAT_VERSION}:{shard.fingerprint}"
+
+
+def _whole(out: Path, shard: ShardPlan) -> bool:
+    """Whether a shard is there as it would be written now; its bytes are not read (data.verify does)."""
+    try:
+        metadata = pq.read_schema(_note_path(out, shard)).metadata or {}
+        note = json.loads(metadata[b"shard"])
+        size = (out / shard.split / note["name"]).stat().st_size
+    except (FileNotFoundError, pa.ArrowInvalid, KeyError):
+        return False
+    return metadata[b"fingerprint"].decode() == _fingerprint(shard) and size == note["bytes"]
+
+
+def _stale(out: Path, plan: Plan) -> list[Path]:
+    """Shards and indexes of an earlier build that have no place in this one."""
+    wanted = {
+        out / split / name
+        for split, one in plan.splits.items()
+        for name in ("index.arrow", *(shard_name(shard.number) for shard in one.shards))
+    }
+    found = [*out.glob("*/shard-??????.tar"), *out.glob("*/index.arrow")]
+    return sorted(path for path in found if path not in wanted)
+
+
+def _job(out: Path, shard: ShardPlan, plan: SplitPlan, mapping: Mapping) -> WriteJob:
+    length = shard.last - shard.first
+    return WriteJob(
+        out=str(out),
+        shard=shard,
+        rows=plan.rows[shard.first : shard.last].tolist(),
+        keys=plan.keys.slice(shard.first, length).to_pylist(),
+        groups=plan.groups.slice(shard.first, length).to_pylist(),
+        mapping=mapping.model_dump(),
+    )
+
+
+def write_shard(job: WriteJob) -> int:
+    """Write one shard and note what it was made from. Returns its number of samples. Raises PictureChanged."""
+    out, shard = Path(job.out), job.shard
+    mapping = Mapping(**job.mapping)
+    ledger = Ledger(out / "downloads")
+    entries = []
+    with ShardWriter(out / shard.split / shard_name(shard.number), shard.number) as writer:
+        for record, key, group in zip(ledger.take(job.rows), job.keys, job.groups, strict=True):
+            pictures = _pictures(ledger, record)
+            sample = mapping.sample(record.row, record.values, key, [picture.format for picture in pictures])
+            entries.append(writer.add(sample, pictures, group))
+    note = {
+        "name": shard_name(shard.number),
+        "bytes": writer.bytes,
+        "sha256": writer.sha256,
+        "samples": len(entries),
+    }
+    table = to_table(entries).replace_schema_metadata({"shard": json.dumps(note), "fingerprint": _fingerprint(shard)})
+    with whole_file(_note_path(out, shard)) as stream:
+        pq.write_table(table, stream)
+    return len(entries)
+
+
+def _pictures(ledger: Ledger, record: Record) -> list[Picture]:
+    """A row's pictures, proved to be those that were checked."""
+    try:
+        return [_picture(ledger.downloads / found.place, found) for found in record.pictures]
+    except PictureChanged:
+        ledger.forget(record)
+        raise
+
+
+def _picture(path: Path, found: Found) -> Picture:
+    again = "run the same command again to look at it anew; everything else is kept"
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise PictureChanged(f"{path}: {error.strerror}, but it was there when it was checked; {again}") from error
+    if sha256(data).hexdigest() != found.sha256:
+        raise PictureChanged(f"{path} was changed after it was checked; {again}")
+    return Picture(
+        data=data,
+        format=found.format,
+        width=found.width,
+        height=found.height,
+        sha256=found.sha256,
+        phash=found.phash,
+    )
