@@ -199,6 +199,12 @@ class Index:
         keys: list[str] = self._key.to_pylist()
         return keys
 
+    @cached_property
+    def groups(self) -> int:
+        """How many groups of rows there are."""
+        count: int = pc.count_distinct(self._group).as_py()
+        return count
+
     def find(self, key: str) -> int | None:
         """The number of the sample with this key, or None."""
         place: int = pc.index(self._key, pa.scalar(key, pa.large_string())).as_py()
