@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data.schema import UserError
+from data.whole import whole_file
 
 FieldValue = str | float
 KINDS = ("text", "category", "number")
@@ -114,6 +115,8 @@ class AnswerParser:
         missing = [name for name in self.fields if name not in self._names]
         if missing:
             raise FieldError(f"the answer_template '{template}' does not show the field(s) {', '.join(missing)}")
+        # In the order people read them, whatever order the manifest's file has.
+        self.fields = {name: self.fields[name] for name in self._names if name in self.fields}
 
     @staticmethod
     def _compile(template: str) -> tuple[list[str], list[re.Pattern[str]]]:
@@ -153,10 +156,7 @@ class AnswerParser:
 
 
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
-    """Write predictions.jsonl whole or not at all: beside its place first, then renamed."""
-    aside = path.with_name(path.name + ".partial")
-    with aside.open("w", encoding="utf-8") as lines:
+    """Write predictions.jsonl whole or not at all."""
+    with whole_file(path) as lines:
         for prediction in predictions:
-            lines.write(prediction.to_json() + "\n")
-        lines.flush()
-    aside.replace(path)
+            lines.write(prediction.to_json().encode() + b"\n")

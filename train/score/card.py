@@ -1,0 +1,99 @@
+"""The model card of an exported folder: what it was trained on, what it scored, what it is not for."""
+
+import json
+from typing import Any
+
+from train.score.facts import Facts
+from train.score.scores import percent
+
+SCORES_FILE = "scores.json"
+
+
+def model_card(facts: Facts, question: str | None, precision: str) -> str:
+    """README.md of an exported folder, in Markdown.
+
+    facts: of the run. question: what the model was trained to be asked. precision: of the weights' file.
+    """
+    rows = [f"| {name} | {_cell(text)} |" for name, text in (facts.model | facts.data).items()]
+    splits = [f"| {name} | {counts['samples']:,} | {counts['pictures']:,} |" for name, counts in facts.splits.items()]
+    rejected = ", ".join(f"{_cell(reason)} {count:,}" for reason, count in facts.rejected.items()) or "none"
+    return "\n".join(
+        [
+            "---",
+            "library_name: transformers",
+            "pipeline_tag: image-text-to-text",
+            "---",
+            f"# {facts.run.name}",
+            "",
+            f"Phi-3-vision, fine-tuned; weights in {precision}, adapters merged.",
+            *([f"It was trained to be asked: {_code(question)}"] if question else []),
+            "",
+            "| | |",
+            "|---|---|",
+            *rows,
+            "",
+            "## Data",
+            "",
+            "| split | samples | pictures |",
+            "|---|---|---|",
+            *splits,
+            "",
+            f"Rows left out, by reason: {rejected}.",
+            "",
+            "## Scores",
+            "",
+            *_scores(facts),
+            "",
+            "## Use",
+            "",
+            "```",
+            'python -m train.predict THIS_FOLDER picture.jpg --question "…"',
+            "```",
+            "",
+            "or, with this project importable, `from train.model import Phi3VForCausalLM, Phi3VProcessor` and",
+            "`from_pretrained` of both. Answers end at each of the four stop tokens of `generation_config.json`.",
+            "",
+            "## Limits",
+            "",
+            "It answers in the form it was trained on, also about pictures unlike those, and does not say how sure it",
+            "is. The scores hold for pictures like those of the split alone. The licences of the model it started from",
+            "and of the data apply.",
+            "",
+        ]
+    )
+
+
+def _scores(facts: Facts) -> list[str]:
+    """A table of the scores, if this very checkpoint was evaluated."""
+    file = facts.run / "evaluation" / SCORES_FILE
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if found.get("checkpoint") != facts.checkpoint.name:
+        return ["Not evaluated; `python -m train.evaluate` measures and writes them."]
+    lines = [
+        f"On {found['samples']:,} samples of the split {found['split']}, with 95 % intervals; the baseline is the best",
+        "constant answer, chosen on the training rows:",
+        "",
+        "| score | model | baseline | pictures shuffled |",
+        "|---|---|---|---|",
+    ]
+    for score in found["scores"]:
+        rivals = [score["baselines"][:1], [one for one in score["controls"] if one["name"] == "shuffled"]]
+        cells = [_estimate(one[0]["score"]) if one else "–" for one in rivals]
+        lines.append(f"| {_cell(score['label'])} | {_estimate(score['score'])} | {cells[0]} | {cells[1]} |")
+    return lines
+
+
+def _estimate(estimate: dict[str, float | None]) -> str:
+    value, low, high = (percent(float("inf") if number is None else number) for number in estimate.values())
+    return f"{value} ({low} … {high})"
+
+
+def _cell(text: Any) -> str:
+    """Text that stays in its table cell and becomes no markup."""
+    line = " ".join(str(text).split())
+    return "".join(f"\\{sign}" if sign in "\\`*_{}[]<>#|" else sign for sign in line)
+
+
+def _code(text: str) -> str:
+    line = " ".join(text.split())
+    return f"`` {line} ``" if "`" in line else f"`{line}`"

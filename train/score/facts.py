@@ -1,0 +1,143 @@
+"""What a run's folder tells about it: what was trained on what, how the loss went, which commands do it again."""
+
+import json
+import platform
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from data.manifest import Manifest as ShardManifest
+from train.checkpoint import Manifest
+from train.config_schema import Config
+from train.score.report import Curve
+
+PACKAGES = ("torch", "transformers", "deepspeed", "peft", "tokenizers", "safetensors", "pillow", "numpy")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where a trained model comes from."""
+
+    run: Path
+    checkpoint: Path
+    config: Config
+    shards: ShardManifest
+    """What the run was trained on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """A run in words and numbers, for its report and its model card."""
+
+    run: Path
+    checkpoint: Path
+    step: int
+    model: dict[str, str]
+    data: dict[str, str]
+    splits: dict[str, dict[str, int]]
+    rejected: dict[str, int]
+    curve: Curve
+    config: str
+    """YAML text."""
+    versions: dict[str, str]
+    commands: list[str]
+
+
+def run_facts(origin: Origin) -> Facts:
+    """Gather what the run's folder, one of its checkpoints and the shards' manifest say."""
+    run, checkpoint, config, shards = origin.run, origin.checkpoint, origin.config, origin.shards
+    saved = Manifest.load(checkpoint)
+    status = _json(run / "status.json")
+    where = shlex.quote(str(run))
+    return Facts(
+        run=run,
+        checkpoint=checkpoint,
+        step=saved.step,
+        model=_model(config, saved, status),
+        data=_data(config, shards),
+        splits=shards.counts,
+        rejected=dict(sorted(shards.rejected.items(), key=lambda item: (-item[1], item[0]))),
+        curve=read_curve(run / "metrics.jsonl"),
+        config=(run / "config.yaml").read_text(encoding="utf-8"),
+        versions=_versions(saved),
+        commands=[
+            f"deepspeed train/main.py --config {where}/config.yaml --run {run.name}-again",
+            f"python -m train.evaluate {where}",
+            f"python -m train.export {where} {where}/export",
+        ],
+    )
+
+
+def read_curve(path: Path) -> Curve:
+    """Losses and learning rates of metrics.jsonl; lines that were cut off or are of another kind are passed over."""
+    points: dict[str, list[tuple[float, float]]] = {"train": [], "validation": [], "lr": []}
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        kind = record.get("kind")
+        if kind in ("train", "validation") and record.get("loss") is not None:
+            points[kind].append((record["step"], record["loss"]))
+        if kind == "train":
+            points["lr"].append((record["step"], record["lr"]))
+    return Curve(train_loss=points["train"], validation_loss=points["validation"], lr=points["lr"])
+
+
+def _model(config: Config, saved: Manifest, status: Mapping[str, Any]) -> dict[str, str]:
+    trained = sum(prod(shape) for shape in saved.shapes.values())
+    lora = config.tune.lora
+    method = f"LoRA, rank {lora.rank}, alpha {lora.alpha}, on {', '.join(lora.parts)}"
+    if config.tune.method == "full":
+        method = f"full fine-tuning{', frozen: ' + ', '.join(config.tune.freeze) if config.tune.freeze else ''}"
+    loss = "" if saved.validation_loss is None else f", validation loss {saved.validation_loss:.4f}"
+    optim = config.optim
+    return {
+        "started from": config.model.path,
+        "method": method,
+        "trained": f"{trained:,} parameters in {len(saved.shapes)} tensors",
+        "checkpoint": f"step {saved.step}{loss}",
+        "batch": f"{config.batch.global_batch_packs} packs of at most {config.data.pack_length:,} tokens",
+        "learning rate": f"{optim.lr:g}, {optim.schedule}, {optim.warmup_steps} steps of warm-up",
+        "precision": config.model.precision,
+        "ranks": str(saved.world_size),
+        "state": f"{status.get('state', 'unknown')} after step {status.get('step', saved.step)}",
+    }
+
+
+def _data(config: Config, shards: ShardManifest) -> dict[str, str]:
+    source = shards.build.get("source")
+    lines = {
+        "shards": config.data.shards,
+        "source": source if isinstance(source, str) else "",
+        "question": shards.question or "",
+        "answer": shards.answer_template or "",
+        "chat template": shards.chat_template["name"],
+        "split by": ", ".join(f"{name} {value}" for name, value in shards.split_rule.items()),
+        "leaks prevented": f"{shards.leaks_prevented:,} (rows moved into the split of their like)",
+    }
+    return {name: text for name, text in lines.items() if text}
+
+
+def _versions(saved: Manifest) -> dict[str, str]:
+    """Of this environment, with what trained where it differs."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            here = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+        then = saved.versions.get(package, here)
+        versions[package] = here if then == here else f"{here} (trained with {then})"
+    return versions
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A small JSON file, or nothing where it is not there."""
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found

@@ -1,0 +1,105 @@
+"""A split of a folder of shards as scoring sees it: samples, what is true of each, whose picture goes where."""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.index import Index, IndexEntry
+from data.manifest import Manifest
+from data.schema import Sample, SampleError, UserError
+from data.shards import ShardError, read_sample
+from train.score.fields import AnswerParser
+from train.score.scores import Truth
+
+
+class SplitError(UserError):
+    """A split that is not there, or has nothing to score."""
+
+
+class Split:
+    """A split's samples by their numbers in its index."""
+
+    def __init__(self, shards: Path, name: str | None = None) -> None:
+        """Opens `shards`/`name`; without a name the test split, or the validation split where there is no test split.
+
+        Raises UserError for no shards, a split that is not there or is empty, and fields that cannot be scored.
+        """
+        self.shards = Path(shards)
+        self.manifest = Manifest.load(self.shards)
+        sizes = {split: sum(shard["samples"] for shard in files) for split, files in self.manifest.shards.items()}
+        there = ", ".join(f"{split} ({size} samples)" for split, size in sizes.items()) or "none"
+        if name is None:
+            held_out = [split for split in ("test", "validation") if sizes.get(split)]
+            if not held_out:
+                raise SplitError(f"{self.shards} has neither a test nor a validation split; there are: {there}")
+            name = held_out[0]
+        if name not in sizes:
+            raise SplitError(f"{self.shards} has no split '{name}'; there are: {there}; name one by --split")
+        if not sizes[name]:
+            raise SplitError(f"{self.shards}: the split '{name}' is empty; there are: {there}; name another by --split")
+        self.manifest.check_shards(self.shards, name)
+        self.name = name
+        self.index = Index.open(self.shards / name / "index.arrow")
+        self.parser = AnswerParser(self.manifest.answer_template, self.manifest.fields)
+        self._paths = [self.shards / name / shard["name"] for shard in self.manifest.shards[name]]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def read(self, number: int) -> tuple[Sample, list[bytes]]:
+        """One sample and its pictures as stored; raises ShardError where the shard is damaged."""
+        entry = self.index.entry(number)
+        return read_sample(self._paths[entry.shard], entry)
+
+    def truths(self, numbers: Iterable[int] | None = None) -> Iterator[Truth]:
+        """What is true of the samples, all of them or those with the given numbers; no picture is read."""
+        for number in range(len(self)) if numbers is None else numbers:
+            entry = self.index.entry(number)
+            sample = self._read_text(entry)
+            answers = [message["content"] for message in sample.messages if message["role"] == "assistant"]
+            values = self.parser.truth(sample.target, answers[-1] if answers else "")
+            yield Truth(key=sample.key, group=entry.group or sample.key, values=values)
+
+    def _read_text(self, entry: IndexEntry) -> Sample:
+        """A sample without its pictures."""
+        path, member = self._paths[entry.shard], entry.members[0]
+        try:
+            with path.open("rb") as tar:
+                return Sample.from_json(os.pread(tar.fileno(), member.size, member.offset), entry.key)
+        except OSError as error:
+            raise ShardError(path, entry.key, member.offset, f"cannot be read ({error.strerror})") from error
+        except SampleError as error:
+            raise ShardError(path, entry.key, member.offset, str(error)) from error
+
+
+def exchanged_pictures(counts: NDArray[np.int64], groups: list[str], seed: int = 0) -> list[list[tuple[int, int]]]:
+    """For each sample, whose pictures it gets instead of its own: never one of its own group where that can be.
+
+    Every picture is used once. In a random order of the groups each picture moves on by the size of the largest group.
+
+    Args:
+        counts: int64 [n] pictures of each sample.
+        groups: [n] the group of each sample.
+
+    Returns:
+        [n] lists of (sample, place of the picture in it), as long as counts says.
+
+    Raises:
+        SplitError: there are no pictures of two samples to exchange.
+    """
+    if int((counts > 0).sum()) < 2:
+        raise SplitError("pictures can only be shuffled among at least two samples that have some; take more samples")
+    names = sorted(set(groups))
+    place = dict(zip(np.random.default_rng(seed).permutation(len(names)).tolist(), names, strict=True))
+    order = {name: rank for rank, name in place.items()}
+    slots = [(sample, picture) for sample, count in enumerate(counts.tolist()) for picture in range(count)]
+    slots.sort(key=lambda slot: (order[groups[slot[0]]], slot))
+    largest = max(np.unique([order[groups[sample]] for sample, _ in slots], return_counts=True)[1].tolist())
+    step = largest if largest < len(slots) else int(counts.max())
+    received: list[list[tuple[int, int]]] = [[(0, 0)] * int(count) for count in counts]
+    for position, (sample, picture) in enumerate(slots):
+        received[sample][picture] = slots[(position + step) % len(slots)]
+    return received
