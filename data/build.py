@@ -27,7 +27,7 @@ from data.fetch import FetchCounts, FetchSettings, fetch
 from data.ledger import Ledger, Summary
 from data.manifest import CHAT_TEMPLATES, Manifest, ManifestError
 from data.mapping import Mapping, check_columns, load_mapping
-from data.plan import Plan, ShardSize, load_plan, save_plan
+from data.plan import Plan, PlanMissing, ShardSize, load_plan, save_plan
 from data.progress import progress
 from data.schema import UserError
 from data.sources import open_source
@@ -153,9 +153,12 @@ def _split(settings: BuildSettings, mapping: Mapping, ledger: Ledger, outcome: O
     rejected_path = settings.output / "rejected.jsonl"
     try:
         plan = load_plan(folder, wanted)
-    except UserError:
+        made = rejected_path.is_file()
+    except PlanMissing:
         if "split" not in settings.steps:
             raise
+        made = False
+    if not made and "split" in settings.steps:
         with progress("split", "rows", summary.rows) as report:
             plan, rejected = make_plan(ledger, summary.parts, mapping, settings.size, report)
         (settings.output / "manifest.json").unlink(missing_ok=True)
@@ -190,12 +193,13 @@ def _write(settings: BuildSettings, mapping: Mapping, ledger: Ledger, pool: Exec
     assert plan is not None
     assert summary is not None
     with progress("write", "samples", sum(len(one.rows) for one in plan.splits.values())) as report:
-        outcome.shards_written, shards, pictures = write_shards(settings.output, plan, mapping, pool, report)
+        written = write_shards(settings.output, plan, mapping, pool, report)
+    shards = written.shards
     manifest = Manifest(
         counts={
             split: {
                 "samples": sum(shard["samples"] for shard in shards[split]),
-                "pictures": pictures[split],
+                "pictures": written.pictures[split],
                 "bytes": sum(shard["bytes"] for shard in shards[split]),
             }
             for split in plan.splits
@@ -216,7 +220,8 @@ def _write(settings: BuildSettings, mapping: Mapping, ledger: Ledger, pool: Exec
         whole = False
     if not whole:
         manifest.save(settings.output)
-    outcome.changed |= outcome.shards_written > 0 or not whole
+    outcome.shards_written = written.new_shards
+    outcome.changed |= written.changed or not whole
     outcome.manifest = manifest
 
 

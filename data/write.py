@@ -38,13 +38,23 @@ class WriteJob:
     mapping: dict[str, Any]
 
 
-def write_shards(
-    out: Path, plan: Plan, mapping: Mapping, pool: Executor, report: Callable[[int], None]
-) -> tuple[int, dict[str, list[dict[str, Any]]], dict[str, int]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What stands after the write step."""
+
+    new_shards: int
+    changed: bool
+    """Whether any shard or index was written or removed."""
+    shards: dict[str, list[dict[str, Any]]]
+    """As in the manifest."""
+    pictures: dict[str, int]
+    """Of each split."""
+
+
+def write_shards(out: Path, plan: Plan, mapping: Mapping, pool: Executor, report: Callable[[int], None]) -> Written:
     """Bring the shards and indexes under `out` up to date with the plan.
 
     Arguments: the output folder; the plan; the mapping; a pool of workers; told how many more samples stand.
-    Returns: how many shards were written; the manifest's list of shards; the number of pictures in each split.
     Raises PictureChanged if a picture was changed since it was fetched.
     """
     jobs = []
@@ -70,23 +80,26 @@ def write_shards(
     finally:
         for future in futures:
             future.cancel()
+    changed = bool(jobs or stale)
     shards, pictures = {}, {}
     for split, split_plan in plan.splits.items():
         tables = [pq.read_table(_note_path(out, shard)) for shard in split_plan.shards]
         shards[split] = [_note(table) for table in tables]
         index = pa.concat_tables([table.replace_schema_metadata(SCHEMA.metadata) for table in tables])
         pictures[split] = pc.sum(pc.list_value_length(index["image_sizes"])).as_py()
-        _write_index(out / split / "index.arrow", index)
-    return len(jobs), shards, pictures
+        changed |= _write_index(out / split / "index.arrow", index)
+    return Written(new_shards=len(jobs), changed=changed, shards=shards, pictures=pictures)
 
 
-def _write_index(path: Path, table: pa.Table) -> None:
+def _write_index(path: Path, table: pa.Table) -> bool:
+    """Bring an index up to date; says whether it was not."""
     beside = path.with_name(".index.arrow.part")
     write_table(beside, table)
     if path.is_file() and path.stat().st_size == beside.stat().st_size and file_sha256(path) == file_sha256(beside):
         beside.unlink()
-    else:
-        beside.replace(path)
+        return False
+    beside.replace(path)
+    return True
 
 
 def _note_path(out: Path, shard: ShardPlan) -> Path:
