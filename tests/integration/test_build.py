@@ -1,0 +1,176 @@
+"""The builder as it is started: by module and by path, killed and started again, and read by others' code."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import webdataset
+
+from data.manifest import Manifest
+from data.shards import iter_samples
+
+QUESTION = "<|user|>\n<|image_1|>What is shown in this image?<|end|><|assistant|>\n"
+
+
+def command(root: Path, *arguments: object, by_path: bool = False) -> list[str]:
+    start = [str(root / "data" / "build.py")] if by_path else ["-m", "data.build"]
+    return [sys.executable, *start, *map(str, arguments)]
+
+
+def run(root: Path, *arguments: object, by_path: bool = False) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(root, *arguments, by_path=by_path),
+        cwd=root if not by_path else "/",
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def contents(out: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and path.relative_to(out).parts[0] != "downloads"
+    }
+
+
+@pytest.fixture(scope="module")
+def sample(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The CSV of a small sample catalogue."""
+    folder = tmp_path_factory.mktemp("sample")
+    subprocess.run(
+        [sys.executable, "-m", "data.sample", str(folder), "--rows", "300", "--seed", "0"],
+        cwd=root,
+        check=True,
+        timeout=300,
+        capture_output=True,
+    )
+    (path,) = folder.glob("*.csv")
+    return path
+
+
+@pytest.fixture(scope="module")
+def shards(root: Path, sample: Path) -> Path:
+    out = sample.parent / "shards"
+    done = run(root, "--preset", "burberry", "--source", sample, "--output", out)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_the_sample_catalogue_becomes_the_walkthroughs_text(shards: Path) -> None:
+    manifest = Manifest.load(shards)
+    assert manifest.chat_template["name"] == "bare"
+    assert manifest.fields == {"title": "text", "category": "category", "price": "number"}
+    assert set(manifest.shards) == {"train", "validation", "test"}
+    rows = []
+    for split in manifest.shards:
+        for one, pictures in iter_samples(shards, split):
+            columns = one.source["columns"]
+            text = "".join(f"<|{turn['role']}|>\n{turn['content']}<|end|>" for turn in one.messages)
+            price = float(columns["full_price"])
+            said = f"Product: {columns['title']}, Category: {columns['category3_code']}, Full Price: {price}<|end|>"
+            assert text == QUESTION + said
+            assert len(pictures) == 1
+            rows.append(one.source["row"])
+    rows += [json.loads(line)["row"] for line in (shards / "rejected.jsonl").read_text().splitlines()]
+    assert sorted(rows) == list(range(300))
+    assert {"no-picture", "missing-file", "truncated", "not-a-picture", "empty", "duplicate"} <= set(manifest.rejected)
+
+
+def test_webdataset_alone_reads_every_shard(shards: Path) -> None:
+    manifest = Manifest.load(shards)
+    for split, counts in manifest.counts.items():
+        paths = [str(shards / split / shard["name"]) for shard in manifest.shards[split]]
+        read = list(webdataset.WebDataset(paths, shardshuffle=False).decode("pil"))
+        assert len(read) == counts["samples"]
+        for one in read:
+            assert set(one["json"]) == {"messages", "images", "target", "source"}
+            for name in one["json"]["images"]:
+                assert min(one[name].size) > 1
+
+
+def test_the_same_bytes_for_any_number_of_workers_and_by_path(root: Path, sample: Path, shards: Path) -> None:
+    out = sample.parent / "by-path"
+    done = run(root, "--preset", "burberry", "--source", sample, "--output", out, "--workers", 3, by_path=True)
+    assert done.returncode == 0, done.stderr
+    assert contents(out) == contents(shards)
+    again = run(root, "--preset", "burberry", "--source", sample, "--output", out)
+    assert "nothing to do" in again.stdout
+
+
+def children(pid: int) -> list[int]:
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    found = [int(child) for child in listed.stdout.split()]
+    return found + [grandchild for child in found for grandchild in children(child)]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_killed_and_started_again_it_makes_the_same_and_leaves_no_process(
+    root: Path, sample: Path, shards: Path
+) -> None:
+    out = sample.parent / "killed"
+    arguments = ("--preset", "burberry", "--source", sample, "--output", out)
+    for pause in (0.6, 1.2, 2.0):
+        process = subprocess.Popen(
+            command(root, *arguments), cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        time.sleep(pause)
+        family = children(process.pid)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        deadline = time.monotonic() + 20
+        while any(alive(pid) for pid in family):
+            assert time.monotonic() < deadline, "workers outlive the program"
+            time.sleep(0.1)
+    done = run(root, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert contents(out) == contents(shards)
+
+
+def test_photographs_keep_the_catalogues_own_split(root: Path, material: Path, tmp_path: Path) -> None:
+    lines = (material / "clothing" / "rows.csv").read_text().splitlines()
+    chosen = [lines[0], *lines[1::30]]
+    (tmp_path / "rows.csv").write_text("\n".join(chosen) + "\n")
+    done = run(
+        root, "--preset", "clothing", "--source", tmp_path / "rows.csv", "--output", tmp_path / "out",
+        "--image-root", material / "clothing", "--shard-samples", 20,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    expected = {line.split(",")[0]: line.split(",")[2:] for line in chosen[1:]}
+    found = {
+        one.key: [one.messages[1]["content"], split]
+        for split in ("train", "validation")
+        for one, _ in iter_samples(tmp_path / "out", split)
+    }
+    assert found == expected
+    assert len(Manifest.load(tmp_path / "out").shards["train"]) == 3
+
+
+def test_an_error_is_a_line_without_a_traceback(root: Path, tmp_path: Path) -> None:
+    done = run(root, "--preset", "burberry", "--source", tmp_path / "none.csv", "--output", tmp_path / "out")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_the_builder_needs_no_training_stack(root: Path) -> None:
+    asked = (
+        "import sys, data.build, data.verify, data.show; "
+        "print([name for name in ('torch', 'transformers', 'deepspeed', 'train') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", asked], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
