@@ -68,9 +68,12 @@ class Phi3VModel(Phi3VPreTrainedModel):
         self.rotary_emb = SampleRotary(config)
         self.gradient_checkpointing = False
         self.set_attention(config._attn_implementation)
+        self.post_init()
+
+    def freeze_unused(self) -> None:
+        """Ask no gradient for the tower's parameters that never reach its output."""
         for parameter in self.vision_embed_tokens.img_processor.vision_model.unused_parameters():
             parameter.requires_grad_(False)
-        self.post_init()
 
     def set_attention(self, attention: str) -> None:
         """Use "flash", "sdpa" or "eager" in the decoder; the tower runs flash's samples by sdpa."""
@@ -186,12 +189,11 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
         self.model = Phi3VModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = LabelHead(config.hidden_size, config.vocab_size, bias=False)
+        self.model.freeze_unused()
         self.post_init()
 
     @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any
-    ) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
         """Load a folder or hub name in the published layout, as anywhere in transformers.
 
         `attn_implementation`: "flash", "sdpa" or "eager"; None or "auto" for sdpa. What the file's own configuration
@@ -210,6 +212,7 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
         model, info = loaded
         weights.check_loading(pretrained_model_name_or_path, info)
         model.model.set_attention(attention)
+        model.model.freeze_unused()
         return loaded if wants_info else model
 
     def set_attn_implementation(self, attn_implementation: str, allow_all_kernels: bool = False) -> None:

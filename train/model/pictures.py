@@ -36,7 +36,8 @@ def read_pictures(
         return None
     if image_sizes is None:
         raise ValueError("pixel_values: needs image_sizes, the padded height and width of each picture")
-    sizes = image_sizes.tolist() if isinstance(image_sizes, Tensor) else [list(size) for size in image_sizes]
+    given = image_sizes.tolist() if isinstance(image_sizes, Tensor) else image_sizes
+    sizes = [[int(edge) for edge in size] for size in given]
     for number, size in enumerate(sizes, start=1):
         if len(size) != 2 or min(size) < crop_size or any(edge % crop_size for edge in size):
             raise ValueError(
