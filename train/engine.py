@@ -19,6 +19,7 @@ from train.config_schema import Config
 from train.distributed import World
 from train.model import Phi3VForCausalLM
 from train.model.attention import resolve_attention
+from train.model.lora import PARTS, add_lora, parts_of, set_trainable
 from train.optim import build_optimizer
 from train.pipeline.batch import Batch
 
@@ -59,27 +60,21 @@ def load_model(config: Config, folder: Path, deepspeed_config: dict[str, Any], d
     del keep
     model.set_checkpointing(decoder=config.model.checkpoint_decoder, vision=config.model.checkpoint_vision)
     if config.tune.method == "lora":
-        from train.model.lora import add_lora
-
         lora = config.tune.lora
         # The adapters' first values are drawn here, the same on every rank.
         torch.manual_seed(config.run.seed)
-        model = add_lora(model, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, parts=lora.parts)
+        model, _ = add_lora(model, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, parts=lora.parts)
     elif config.tune.freeze:
         freeze(model, config.tune.freeze)
     return model
 
 
-def freeze(model: torch.nn.Module, parts: Iterable[str]) -> None:
+def freeze(model: Phi3VForCausalLM, frozen: Iterable[str]) -> None:
     """Take parts of the model out of training; raises ConfigError where nothing would be left."""
-    from train.model.lora import part_of
-
-    frozen = set(parts)
-    for name, parameter in model.named_parameters():
-        if part_of(name) in frozen:
-            parameter.requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ConfigError(f"tune.freeze: {', '.join(sorted(frozen))} leave nothing to train; take one out")
+    left = [part for part in PARTS if part not in set(frozen)]
+    if not left:
+        raise ConfigError("tune.freeze: all parts are frozen, which leaves nothing to train; take one out")
+    set_trainable(model, left)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,14 +87,12 @@ class PartSize:
 
 def part_sizes(model: torch.nn.Module) -> dict[str, PartSize]:
     """Parameters by part: vision, projection, text, embeddings, head; adapters count with the part they sit on."""
-    from train.model.lora import part_of
-
     sizes: dict[str, PartSize] = {}
     for name, parameter in model.named_parameters():
         count = int(getattr(parameter, "ds_numel", parameter.numel()))
-        old = sizes.get(part_of(name), PartSize(trained=0, total=0))
+        old = sizes.get(parts_of(name), PartSize(trained=0, total=0))
         trained = old.trained + count * parameter.requires_grad
-        sizes[part_of(name)] = replace(old, trained=trained, total=old.total + count)
+        sizes[parts_of(name)] = replace(old, trained=trained, total=old.total + count)
     return sizes
 
 

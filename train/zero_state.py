@@ -58,11 +58,21 @@ def local_slices(zero: Any, parameters: Named, rank: int) -> Iterator[Slice]:
             if mapping is None:
                 continue
             start, length = mapping.lp_fragment_address.start, mapping.lp_fragment_address.numel
-            held = {"weight": mapping.get_hp_fragment()}
-            held |= {kind: mapping.get_hp_fragment(kind) for kind in MOMENTS}
+            held = {kind: fragment(zero, mapping, kind) for kind in KINDS}
         if length > 0:
             cut = {kind: value.detach().flatten()[:length].float().cpu() for kind, value in held.items()}
             yield Slice(name=name, offset=start, tensors=cut)
+
+
+def fragment(zero: Any, mapping: Any, kind: str) -> torch.Tensor:
+    """ZeRO-2: a view of what this rank holds of one parameter.
+
+    DeepSpeed's own view of the moments is made in the first group's first step and lacks all further groups.
+    """
+    flat = flat_partitions(zero)[mapping.param_group_index]
+    whole = flat if kind == "weight" else zero.optimizer.state[flat][kind]
+    address = mapping.hp_fragment_address
+    return whole.narrow(0, address.start, address.numel)
 
 
 def zero_stage(zero: Any) -> int:
@@ -137,6 +147,5 @@ def install_fragments(zero: Any, parameters: Named, reader: Reader) -> None:
             continue
         address = mapping.lp_fragment_address
         for kind in KINDS:
-            target = mapping.get_hp_fragment(None if kind == "weight" else kind)
-            target.data.copy_(reader.read(kind, name, address.start, address.numel))
+            fragment(zero, mapping, kind).data.copy_(reader.read(kind, name, address.start, address.numel))
     zero.update_lp_params()
