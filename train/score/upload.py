@@ -32,13 +32,17 @@ def upload_table(run: Path, config: Config, fields: Mapping[str, str], samples: 
         for name in fields:
             columns += [f"{name} true", f"{name} said", f"{name} right"]
         table = wandb.Table(columns=columns)
+        pictures = []
         for sample in [one for one in samples if one.thumbnails][:MOST_ROWS]:
-            row: list[object] = [sample.key, wandb.Image(_opened(sample)), sample.answer, sample.logprob]
+            picture = wandb.Image(_opened(sample), caption=f"{sample.key}: {sample.answer}")
+            pictures.append(picture)
+            row: list[object] = [sample.key, picture, sample.answer, sample.logprob]
             for name, kind in fields.items():
                 truth, said = sample.truths[name], sample.predicted.get(name)
                 row += [truth, said, is_right(kind, truth, said)]
             table.add_data(*row)
-        tracker.run.log({"evaluation/predictions": table})
+        # The pictures once more on their own: offline, a table's pictures are kept outside the run's folder.
+        tracker.run.log({"evaluation/predictions": table, "evaluation/pictures": pictures})
     except Exception as error:
         tracker.give_up(error)
     tracker.finish()

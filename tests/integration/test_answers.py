@@ -1,0 +1,127 @@
+"""From a run's folder to scores, report, exported folder and an answer, by the commands a person types."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.factories.trained import ANSWER, PRODUCTS, QUESTION, example, make_run, make_shards
+from train.evaluate import evaluate, main
+from train.score.fields import read_predictions
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("way")
+    make_shards(folder / "shards")
+    make_run(folder / "runs/one", folder / "shards", folder / "base")
+    return folder
+
+
+def command(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `python ARGUMENTS` in the checkout."""
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=root, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_evaluate_export_and_ask(root: Path, place: Path) -> None:
+    run, out = place / "runs/one", place / "exported"
+    done = command(root, "-m", "train.evaluate", str(run))
+    assert done.returncode == 0, done.stderr
+    assert "category: accuracy" in done.stdout
+    assert "no score beats its baseline" in done.stdout
+    scores = json.loads((run / "evaluation/scores.json").read_text())
+    assert {score["metric"]: score["score"]["value"] for score in scores["scores"]} == {
+        "exact": 1.0,
+        "accuracy": 1.0,
+        "within_10_percent": 1.0,
+        "median_percentage_error": 0.0,
+    }
+    assert scores["samples"] == len(read_predictions(run / "evaluation/predictions.jsonl")) == 18
+    assert len(read_predictions(run / "evaluation/predictions-shuffled.jsonl")) == 18
+    page = (run / "report.html").read_text()
+    assert len(re.findall(r'<img src="data:image/jpeg', page)) >= 18
+    assert "http://" not in page
+    assert "https://" not in page
+
+    done = command(root, "train/export.py", str(run), str(out))
+    assert done.returncode == 0, done.stderr
+    assert "| category: accuracy | 100.0 %" in (out / "README.md").read_text()
+    picture = place / "one.png"
+    picture.write_bytes(example("x", 1)[1][0].data)
+    done = command(root, "train/predict.py", str(out), str(picture), "--question", QUESTION)
+    assert (done.returncode, done.stdout) == (0, ANSWER.format(**PRODUCTS[0]) + "\n"), done.stderr
+
+
+def test_an_exported_folder_predicts_what_the_run_does(root: Path, place: Path, tmp_path: Path) -> None:
+    from train.export import export
+    from train.predict import main as predict
+
+    export(place / "runs/one", tmp_path / "out")
+    shards = str(place / "shards")
+    for name, model in (("run", place / "runs/one"), ("out", tmp_path / "out")):
+        assert predict([str(model), shards, "--output", str(tmp_path / f"{name}.jsonl")]) == 0
+    assert (tmp_path / "run.jsonl").read_bytes() == (tmp_path / "out.jsonl").read_bytes()
+
+
+def test_evaluation_again_gives_the_same_files(place: Path) -> None:
+    run = place / "runs/one"
+    evaluate(run)
+    first = {path.name: path.read_bytes() for path in (run / "evaluation").iterdir()}
+    evaluate(run)
+    assert {path.name: path.read_bytes() for path in (run / "evaluation").iterdir()} == first
+
+
+def test_a_part_of_a_split_without_control(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(place / "runs/one"), "--split", "validation", "--control", "none", "--limit", "5"]) == 0
+    assert "5 samples of" in capsys.readouterr().out
+    scores = json.loads((place / "runs/one/evaluation/scores.json").read_text())
+    assert (scores["split"], scores["samples"]) == ("validation", 5)
+    assert all(score["controls"] == [] for score in scores["scores"])
+
+
+def test_what_cannot_be_evaluated_is_said_without_a_traceback(root: Path, place: Path) -> None:
+    done = command(root, "-m", "train.evaluate", str(place / "runs/one"), "--split", "tset")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "no split 'tset'" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert main([str(place / "base")]) == 2
+
+
+def test_the_table_goes_into_the_run_s_offline_record(place: Path, tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    run = make_run(tmp_path / "tracked", place / "shards", place / "base", steps=1)
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("mode: disabled", "mode: offline"))
+    (run / "wandb_id").write_text("abc123")
+    evaluate(run, limit=4)
+    (record,) = (run / "wandb").glob("offline-run-*-abc123")
+    (table,) = record.glob("files/media/table/evaluation/predictions*.table.json")
+    found = json.loads(table.read_text())
+    assert [row[0] for row in found["data"]] == ["test-0", "test-1", "test-2", "test-3"]
+    assert found["columns"][:3] == ["key", "picture", "answer"]
+    assert len(list(record.glob("files/media/images/**/*.png"))) >= 1
+
+
+def test_trouble_with_the_record_does_not_end_the_evaluation(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wandb = pytest.importorskip("wandb")
+    run = make_run(tmp_path / "tracked", place / "shards", place / "base", steps=1)
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("mode: disabled", "mode: offline"))
+    (run / "wandb_id").write_text("abc123")
+
+    def fail(**_: object) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr(wandb, "init", fail)
+    assert evaluate(run, limit=2).report.is_file()
+    assert "W&B is left out" in capsys.readouterr().out
