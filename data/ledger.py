@@ -65,6 +65,9 @@ class Found:
     """Requests it took; 0 of a local file."""
 
 
+_FOUND = [field.name for field in fields(Found)]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """One row of the ledger."""
@@ -108,7 +111,7 @@ class Ledger:
 
     def write(self, part: int, records: Iterable[Record], fingerprint: str) -> None:
         """Write a part, whole or not at all; `fingerprint` is of the rows and settings it came from."""
-        rows = [asdict(record) | {"values": json.dumps(record.values)} for record in records]
+        rows = [_plain(record) for record in records]
         table = pa.Table.from_pylist(
             rows, schema=_SCHEMA.with_metadata({"fingerprint": fingerprint, "version": _VERSION})
         )
@@ -170,7 +173,16 @@ class Ledger:
             return None
 
 
-_FOUND = [field.name for field in fields(Found)]
+def _plain(record: Record) -> dict[str, Any]:
+    return {
+        "row": record.row,
+        "status": record.status,
+        "stage": record.stage,
+        "reason": record.reason,
+        "detail": record.detail,
+        "values": json.dumps(record.values),
+        "pictures": [{name: getattr(picture, name) for name in _FOUND} for picture in record.pictures],
+    }
 
 
 def _record(values: dict[str, Any]) -> Record:

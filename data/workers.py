@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -28,7 +29,7 @@ def worker_pool(workers: int) -> Iterator[Executor]:
     else:
         # Not forked from here: this process may have threads, and a fork would copy their locks as they are.
         context = multiprocessing.get_context("forkserver")
-        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent)
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start)
     try:
         yield pool
     except BrokenProcessPool as error:
@@ -40,8 +41,9 @@ def worker_pool(workers: int) -> Iterator[Executor]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _follow_parent() -> None:
-    """End this process when its parent ends: a worker blocked on its queue would not notice."""
+def _start() -> None:
+    """Leave Ctrl-C to the parent, and end when the parent ends: a worker blocked on its queue would not notice."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     if parent is None:
         return
