@@ -109,7 +109,7 @@ def add_lora(
     names = [name for part in targets.values() for name in part]
     settings = LoraConfig(
         r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]
+        lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=names,
         use_rslora=rslora,

@@ -201,7 +201,10 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
         Raises weights.CheckpointError (a ValueError) for missing, unexpected or misshapen tensors, with their names,
         for a truncated file and for a checkpoint of another family.
         """
-        attention = kwargs.pop("attn_implementation", None) or "auto"
+        # The Auto classes have put the caller's choice into the configuration that they hand on.
+        given = kwargs.get("config")
+        chosen = given._attn_implementation if isinstance(given, Phi3VConfig) else None
+        attention = kwargs.pop("attn_implementation", None) or chosen or "auto"
         attention = {"auto": "sdpa", "flash_attention_2": "flash"}.get(attention, attention)
         if attention not in SETTINGS:
             raise ValueError(f"attn_implementation: {attention!r} is not one of {', '.join(SETTINGS)}")
