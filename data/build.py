@@ -179,6 +179,8 @@ def _check_rejected(plan: Plan, allowed: float, path: Path) -> None:
     reasons = ", ".join(
         f"{count:,} {reason}" for reason, count in sorted(plan.rejected.items(), key=lambda one: -one[1])
     )
+    if "refused-address" in plan.rejected:
+        reasons += " (--allow-host HOST lets a host of one's own network be asked)"
     if rejected > allowed * plan.rows:
         raise UserError(
             f"{rejected:,} of {plan.rows:,} rows were rejected ({rejected / plan.rows:.1%}, allowed {allowed:.1%}): "
