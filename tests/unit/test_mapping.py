@@ -91,9 +91,7 @@ def test_text_of_the_catalogue_never_names_a_picture() -> None:
 
 
 def test_formats_of_python_and_braces_as_text() -> None:
-    mapping = plain(
-        answer="{{{price:,.2f}}} {name:>5}", fields={"p": {"column": "price", "type": "number"}}
-    )
+    mapping = plain(answer="{{{price:,.2f}}} {name:>5}", fields={"p": {"column": "price", "type": "number"}})
     assert answer(mapping, {"price": "1950", "name": "ab"}) == "{1,950.00}    ab"
     assert mapping.answer_template == "{{{p:,.2f}}} {name:>5}"
 
