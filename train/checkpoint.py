@@ -87,7 +87,8 @@ class Manifest:
             raise CheckpointError(f"{path}: not JSON; take another checkpoint") from error
         if values.get("format") != FORMAT:
             raise CheckpointError(
-                f"{path}: checkpoint format {values.get('format')!r}, this version reads {FORMAT}; use the version that wrote it"
+                f"{path}: checkpoint format {values.get('format')!r}, this version reads {FORMAT}; "
+                "use the version that wrote it"
             )
         files = {name: Written(**written) for name, written in values["files"].items()}
         return cls(**(values | {"files": files}))

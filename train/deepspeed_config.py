@@ -70,7 +70,7 @@ def read(config: Config) -> dict[str, Any]:
     for key in values:
         if key in OWNED:
             raise ConfigError(
-                f"{path}: '{key}' is set there ({json.dumps(values[key])}) and by '{OWNED[key]}' of the YAML configuration; "
+                f"{path}: '{key}' is set there ({json.dumps(values[key])}) and by '{OWNED[key]}' of the YAML; "
                 f"keep the YAML value and take '{key}' out of the JSON (or write \"auto\")"
             )
         if key not in KNOWN:

@@ -78,7 +78,7 @@ def find_place(environment: MutableMapping[str, str]) -> Place:
     map_slurm(environment)
     if "RANK" not in environment:
         alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-        environment |= alone | {"MASTER_PORT": str(free_port())}
+        environment.update(alone, MASTER_PORT=str(free_port()))
     environment.setdefault("LOCAL_RANK", "0")
     local = environment.get("LOCAL_WORLD_SIZE") or environment.get("LOCAL_SIZE") or environment["WORLD_SIZE"]
     return Place(
@@ -152,12 +152,12 @@ class World:
 
     def from_first(self, work: Callable[[], Result]) -> Result:
         """Do `work` on rank 0 alone and give every rank its result; where it raises, every rank raises the same."""
-        found: tuple[Any, BaseException | None] = (None, None)
+        found: tuple[Any, Exception | None] = (None, None)
         if self.first:
             try:
                 found = (work(), None)
-            except Exception as error:
-                found = (None, error)
+            except Exception as raised:
+                found = (None, raised)
         if self.size > 1:
             import torch
 
@@ -223,8 +223,8 @@ def bring_together(place: Place, environment: MutableMapping[str, str]) -> World
 
     # DeepSpeed calls collectives by names that torch is giving up, several times a pass.
     warnings.filterwarnings("ignore", message="`torch.distributed.*` is deprecated", category=FutureWarning)
-    # A C++ operator for inference, which DeepSpeed would compile here at the first start on a CPU; a start killed while it
-    # does leaves a lock file behind that every later start waits for.
+    # A C++ operator for inference, which DeepSpeed would compile here at the first start on a CPU; a start killed
+    # meanwhile leaves a lock file behind that every later start waits for.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
     address = f"{environment['MASTER_ADDR']}:{environment.get('MASTER_PORT', PORT)}"
@@ -239,7 +239,8 @@ def bring_together(place: Place, environment: MutableMapping[str, str]) -> World
         raise StartError(f"rank {place.rank} cannot reach rank 0 at {address}: {error}") from error
     except torch.distributed.DistStoreError as error:
         raise StartError(
-            f"after {TIMEOUT} not all of {place.world_size} ranks have come to {address}: {error}; look for one that failed"
+            f"after {TIMEOUT} not all of {place.world_size} ranks have come to {address}: {error}; "
+            "look for one that failed"
         ) from error
     group = None
     if place.world_size > 1:

@@ -1,4 +1,4 @@
-"""The model under DeepSpeed: loaded partitioned, one pack forward and backward, one optimizer step, saved and restored."""
+"""The model under DeepSpeed: loaded partitioned, packs forward and backward, optimizer steps, saved and restored."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -158,7 +158,7 @@ class Engine:
     def step(self, rate: float) -> float | None:
         """Update the weights by what was accumulated, at a learning rate.
 
-        Returns the gradient's norm before clipping; None where it was not finite and the update was skipped on all ranks.
+        Returns the gradient's norm before clipping; None where it was not finite and all ranks skipped the update.
         """
         for group in self.zero.param_groups:
             group["lr"] = rate
@@ -214,7 +214,7 @@ class Engine:
             missing = sorted(set(shapes) - set(reader.manifest.shapes))
             more = sorted(set(reader.manifest.shapes) - set(shapes))
             raise CheckpointError(
-                f"{folder}: its parameters are not the ones trained here (lacks {missing[:3]}, has {more[:3]} besides); "
+                f"{folder}: its parameters are not the ones trained here (lacks {missing[:3]}, has {more[:3]} more); "
                 "is model.path the model this run was started from?"
             )
         zero_state.install(self.zero, self.parameters, reader, self.world.rank)

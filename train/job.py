@@ -68,15 +68,18 @@ def open_validation(config: Config, model: Path, geometry: Geometry, world: Worl
 def open_run(
     run: RunFolder, config: Config, settings: Mapping[str, Any], console: Console
 ) -> tuple[Earlier, Path | None]:
-    """Hold the run folder and look at what is in it; on rank 0. Returns what changed and the checkpoint to go on from."""
+    """Hold the run folder and look at what is in it; on rank 0.
+
+    Returns what changed since the earlier start, and the checkpoint to go on from.
+    """
     run.hold()
     earlier = run.compare(config, settings)
     clear_unfinished(run.path)
     start = newest(run.path, console.say)
     if start is None and found(run.path):
         raise RunError(
-            f"{run.path}: none of its {len(found(run.path))} checkpoints is whole; bring the files back, or start another run "
-            "by --run NAME"
+            f"{run.path}: none of its {len(found(run.path))} checkpoints is whole; bring the files back, "
+            "or start another run by --run NAME"
         )
     return earlier, start
 
@@ -92,7 +95,7 @@ def describe(engine: Engine, plan: Plan, config: Config, world: World, total: in
         f"training {trained:,} parameters ({config.tune.method}): {parts}\n"
         f"{where}, {config.model.precision}, attention {engine.attention}, ZeRO-{engine.zero_stage}\n"
         f"an epoch: {figures.samples:,} samples ({figures.over_long:,} too long) in {figures.packs:,} packs of "
-        f"{config.data.pack_length:,} tokens, {figures.fill:.1%} full, {figures.steps:,} steps; the run: {total:,} steps"
+        f"{config.data.pack_length:,} tokens, {figures.fill:.1%} full, {figures.steps:,} steps; the run: {total:,}"
     )
 
 
@@ -100,8 +103,8 @@ def check_plan(folder: Path, saved: str, plan: Plan) -> None:
     """Raise CheckpointError where the data are not what the checkpoint was trained on."""
     if saved != plan.spec.fingerprint():
         raise CheckpointError(
-            f"{folder}: the order of training was another (plan {saved[:12]}, now {plan.spec.fingerprint()[:12]}): the shards or "
-            "the tokenizer were changed since; bring them back, or start another run by --run NAME"
+            f"{folder}: the order of training was another (plan {saved[:12]}, now {plan.spec.fingerprint()[:12]}): the "
+            "shards or the tokenizer were changed since; bring them back, or start another run by --run NAME"
         )
 
 
@@ -111,8 +114,8 @@ def resume(engine: Engine, plan: Plan, start: Path, base: Mapping[str, str], ear
     check_plan(start, manifest.plan, plan)
     if manifest.base["fingerprint"] != base["fingerprint"]:
         raise CheckpointError(
-            f"{start}: training started from another model than {base['path']} is now; bring {manifest.base['path']} back, or "
-            "start another run by --run NAME"
+            f"{start}: training started from another model than {base['path']} is now; bring {manifest.base['path']} "
+            "back, or start another run by --run NAME"
         )
     console.say(f"going on from {start} (step {manifest.step})")
     if manifest.world_size != engine.world.size:

@@ -131,7 +131,7 @@ class Training:
     def next_batches(self) -> tuple[list[Batch], Exception | None]:
         """This rank's share of the next global batch, or why it cannot be had."""
         try:
-            step, batches = next(self.loader)  # type: ignore[call-overload]
+            step, batches = next(self.loader)
         except Exception as error:
             return [], error
         assert step == self.done

@@ -23,5 +23,5 @@ def backward_scale(world_size: int, global_labels: int) -> float:
 
 
 def mean_loss(sums: Iterable[Sequence[float]], labels: int) -> float:
-    """The mean over `labels` tokens of per-pack sums, given by rank; correctly rounded, so the order does not matter."""
+    """The mean over `labels` tokens of per-pack sums, given by rank; correctly rounded, so the order is no matter."""
     return math.fsum(value for rank in sums for value in rank) / max(1, labels)

@@ -53,7 +53,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def tell(place: Place, error: UserError) -> None:
-    """Print an error once a node; the other ranks wait a moment, or a launcher would end the speaker before it spoke."""
+    """Print an error once a node; other ranks wait a moment, or a launcher would end the speaker before it spoke."""
     if not place.speaks:
         time.sleep(1.0)
         return

@@ -1,4 +1,4 @@
-"""What training needs at hand before anything is loaded: a model's folder and shards. Neither torch nor transformers."""
+"""What training needs at hand before anything is loaded: a model's folder, shards. No torch, no transformers."""
 
 import json
 from dataclasses import dataclass

@@ -65,7 +65,8 @@ class RunFolder:
             self.lock.seek(0)
             holder = self.lock.read().strip() or "unknown"
             raise RunError(
-                f"{self.path}: another training job is using it ({holder}); wait for it, end it, or take another name by --run"
+                f"{self.path}: another training job is using it ({holder}); wait for it, end it, or "
+                "take another name by --run"
             ) from error
         self.lock.truncate(0)
         self.lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")

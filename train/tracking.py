@@ -2,6 +2,7 @@
 
 import netrc
 import os
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ class Tracker:
 
             known = folder / "wandb_id"
             if not known.is_file():
-                known.write_text(wandb.util.generate_id())
+                known.write_text(uuid.uuid4().hex[:8])
             self.run = wandb.init(
                 project=settings.project,
                 entity=settings.entity,
@@ -62,7 +63,7 @@ class Tracker:
                 id=known.read_text().strip(),
                 resume="allow",
                 dir=folder,
-                mode=self.mode,
+                mode=self.mode,  # type: ignore[arg-type]
                 config=dict(config),
                 settings=wandb.Settings(
                     silent=True, console="off", x_disable_meta=True, x_stats_sampling_interval=30.0

@@ -18,10 +18,10 @@ from deepspeed.utils import (
 from train.checkpoint import KINDS, Reader, Slice
 
 MOMENTS = KINDS[1:]
-Named = Sequence[tuple[str, torch.nn.Parameter]]
+Named = Sequence[tuple[str, Any]]  # parameters, with what DeepSpeed adds to them
 
 
-def trained_parameters(module: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+def trained_parameters(module: torch.nn.Module) -> Named:
     """(name, parameter) of all that the optimizer changes, in the model's order."""
     return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
 
@@ -36,7 +36,7 @@ def flat_partitions(zero: Any) -> list[torch.nn.Parameter]:
     return getattr(zero, "fp32_partitioned_groups_flat", None) or zero.single_partition_of_fp32_groups
 
 
-def local_range(parameter: torch.nn.Parameter, rank: int) -> tuple[int, int, int]:
+def local_range(parameter: Any, rank: int) -> tuple[int, int, int]:
     """ZeRO-3: (first element, elements, elements with padding) of a parameter that a rank holds."""
     padded = int(parameter.ds_tensor.numel())
     start = min(rank * padded, int(parameter.ds_numel))
@@ -54,7 +54,7 @@ def local_slices(zero: Any, parameters: Named, rank: int) -> Iterator[Slice]:
             held = {"weight": safe_get_local_fp32_param(parameter)}
             held |= {kind: safe_get_local_optimizer_state(parameter, kind) for kind in MOMENTS}
         else:
-            mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+            mapping = parameter._hp_mapping
             if mapping is None:
                 continue
             start, length = mapping.lp_fragment_address.start, mapping.lp_fragment_address.numel
@@ -142,7 +142,7 @@ def install_partitions(zero: Any, parameters: Named, reader: Reader, rank: int) 
 def install_fragments(zero: Any, parameters: Named, reader: Reader) -> None:
     """ZeRO-2: each rank's fragments of the fp32 weights and moments; then the model's weights from all ranks."""
     for name, parameter in parameters:
-        mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+        mapping = parameter._hp_mapping
         if mapping is None:
             continue
         address = mapping.lp_fragment_address
