@@ -10,7 +10,7 @@ from PIL import Image
 from data.manifest import CHAT_TEMPLATES
 from train.model.configuration import Phi3VConfig
 from train.model.modeling import Phi3VForCausalLM
-from train.model.tiny import PRESETS, Sizes, _save_preprocessor, tiny_config
+from train.model.tiny import PRESETS, Sizes, save_preprocessor, tiny_config
 from train.model.tokens import STOPS, save_tokenizer, train_tokenizer
 
 TEXTS = [
@@ -55,7 +55,7 @@ def small_folder(folder: Path, seed: int = 0, **changes: Any) -> Path:
     model = small_model(seed, **changes)
     model.generation_config.eos_token_id = [ids[name] for name in STOPS]
     model.save_pretrained(folder)
-    _save_preprocessor(folder, SIZES)
+    save_preprocessor(folder, SIZES)
     return folder
 
 

@@ -17,7 +17,10 @@ from train.model.crops import canvas_crops
 from train.model.image_embedding import IMAGE_MEAN, IMAGE_STD
 
 PREPROCESSOR = "preprocessor_config.json"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+TEMPLATE_FILE = "chat_template.jinja"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+# Newer versions of transformers leave out the first and write the second.
+OPTIONAL_FILES = ("special_tokens_map.json", TEMPLATE_FILE)
 ONE_IMAGE = "<|image|>"
 
 Picture = Image.Image
@@ -61,6 +64,10 @@ class Phi3VProcessor:
             if not np.allclose(settings.get(key, needed), needed, rtol=0, atol=1e-7):
                 raise ValueError(f"{name}/{PREPROCESSOR}: {key} {settings[key]} is not the published {needed}")
         files = {file: _read(name, file, options) for file in TOKENIZER_FILES}
+        for file in OPTIONAL_FILES:
+            path = cached_file(str(name), file, _raise_exceptions_for_missing_entries=False, **options)
+            if path is not None:
+                files[file] = Path(path).read_bytes()
         tokenizer = PreTrainedTokenizerFast.from_pretrained(name, **options)
         tokens = settings.get("num_img_tokens", 144)
         side = settings.get("tokens_per_side", round(tokens**0.5))
@@ -78,12 +85,7 @@ class Phi3VProcessor:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if self._files:
-            for file, content in self._files.items():
-                (folder / file).write_bytes(content)
-            settings = json.loads(self._files["tokenizer_config.json"])
-            if settings.get("chat_template") != self.tokenizer.chat_template:
-                settings["chat_template"] = self.tokenizer.chat_template
-                _write_json(folder / "tokenizer_config.json", settings)
+            self._save_files(folder)
         else:
             self.tokenizer.save_pretrained(folder)
         settings = {key: value for key, value in self._settings.items() if key != "auto_map"}
@@ -98,7 +100,19 @@ class Phi3VProcessor:
         if (self.crop_size, self.tokens_per_side) != (336, 12):
             settings.update(crop_size=self.crop_size, tokens_per_side=self.tokens_per_side)
         _write_json(folder / PREPROCESSOR, settings)
-        return [str(folder / name) for name in (*TOKENIZER_FILES, PREPROCESSOR)]
+        names = (*TOKENIZER_FILES, *OPTIONAL_FILES, PREPROCESSOR)
+        return [str(folder / name) for name in names if (folder / name).is_file()]
+
+    def _save_files(self, folder: Path) -> None:
+        """The tokenizer's files as they were read; where the template was changed, with the new one."""
+        for file, content in self._files.items():
+            (folder / file).write_bytes(content)
+        template = self.tokenizer.chat_template
+        settings = json.loads(self._files["tokenizer_config.json"])
+        if TEMPLATE_FILE in self._files and template is not None:
+            (folder / TEMPLATE_FILE).write_text(template, encoding="utf-8")
+        elif settings.get("chat_template") != template:
+            _write_json(folder / "tokenizer_config.json", {**settings, "chat_template": template})
 
     @property
     def chat_template(self) -> str | None:

@@ -138,7 +138,7 @@ def make(out: Path, shards: Path, sizes: Sizes, seed: int, split: str = "train")
     try:
         ids = save_tokenizer(building, tokenizer, manifest.chat_template["template"])
         _save_model(building, tiny_config(sizes, len(tokenizer["model"]["vocab"]), ids), ids, seed)
-        _save_preprocessor(building, sizes)
+        save_preprocessor(building, sizes)
         # mkdtemp and safetensors keep others out; a model folder is for all who may read its place.
         building.chmod(0o755)
         (building / "model.safetensors").chmod(0o644)
@@ -158,7 +158,8 @@ def _save_model(folder: Path, config: Phi3VConfig, ids: dict[str, int], seed: in
     model.save_pretrained(folder)
 
 
-def _save_preprocessor(folder: Path, sizes: Sizes) -> None:
+def save_preprocessor(folder: Path, sizes: Sizes) -> None:
+    """Write preprocessor_config.json with the sizes' crops."""
     side = sizes.crop_size // sizes.patch_size // 2
     settings = {
         "num_crops": sizes.num_crops,

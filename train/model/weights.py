@@ -7,15 +7,12 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from train.model.configuration import Phi3VConfig
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 IGNORED = ("model.vision_embed_tokens.wte.weight",)
 INDEX = "model.safetensors.index.json"
@@ -80,14 +77,12 @@ def _complain(where: str, missing: Iterable[str], unexpected: Iterable[str], mis
         raise CheckpointError(f"{where}: the tensors are not those of its config.json; " + "; ".join(parts))
 
 
-def check_folder(
-    folder: str | os.PathLike[str] | None, model_class: type["PreTrainedModel"], options: dict[str, Any]
-) -> None:
-    """Look through a local folder before anything is loaded; a hub name is left to the loader.
+def check_folder(folder: str | os.PathLike[str], options: dict[str, Any]) -> None:
+    """Look through a local folder before anything is loaded; what a hub name stands for is left to the loader.
 
     Raises CheckpointError (see `compare`), also for a config.json of another family.
     """
-    if folder is None or options.get("state_dict") is not None or not Path(folder).is_dir():
+    if not Path(folder).is_dir():
         return
     path = Path(folder) / options.get("subfolder", "")
     config = options.get("config")
