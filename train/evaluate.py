@@ -76,6 +76,8 @@ def evaluate(
     predictions = predict_split(loaded, opened, **asked)
     write_predictions(folder / "predictions.jsonl", predictions)
     by_control = {}
+    if int((opened.index.picture_counts[: len(predictions)] > 0).sum()) < 2:
+        controls = ()  # no pictures to exchange
     for control in controls:
         by_control[control] = predict_split(loaded, opened, control=control, **asked)
         write_predictions(folder / f"predictions-{control}.jsonl", by_control[control])
@@ -91,7 +93,8 @@ def evaluate(
     facts = run_facts(loaded.origin)
     write_whole(folder / SCORES_FILE, scores_json(facts, opened, len(truths), scores).encode())
     shown = _shown(opened, truths, predictions)
-    write_whole(run / "report.html", render(_report(facts, opened, scores, shown)).encode())
+    report = _report(facts, opened, opened.name != config.data.train, scores, shown)
+    write_whole(run / "report.html", render(report).encode())
     upload_table(run, config, opened.parser.fields, shown)
     return Evaluation(
         split=opened,
@@ -144,10 +147,11 @@ def _shown(split: Split, truths: Sequence[Truth], predictions: Sequence[Predicti
     ]
 
 
-def _report(facts: Facts, split: Split, scores: Sequence[Score], shown: Sequence[Shown]) -> Report:
+def _report(facts: Facts, split: Split, held_out: bool, scores: Sequence[Score], shown: Sequence[Shown]) -> Report:
     return Report(
         run=facts.run.name,
         split=split.name,
+        held_out=held_out,
         date=time.strftime("%Y-%m-%d"),
         model=facts.model,
         data=facts.data,

@@ -33,6 +33,8 @@ from train.score.split import Split, exchanged_pictures
 
 CONTROLS = ("shuffled",)
 BATCHES_AHEAD = 2
+# Of prompts in one batch: their cache takes about 10 GB in the published model.
+MOST_TOKENS = 24_576
 
 
 class QuestionError(UserError):
@@ -71,8 +73,7 @@ def predict_split(
         last = max((place for place, one in enumerate(sample.messages) if one["role"] == "assistant"), default=None)
         return answerer.prompt(sample.messages[:last], [open_picture(data) for data in pictures])
 
-    order = _by_length(loaded, split, shown)
-    batches = [order[start : start + batch_size] for start in range(0, count, batch_size)]
+    batches = _batches(loaded, split, shown, batch_size)
     answers: dict[int, Prediction] = {}
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -89,17 +90,30 @@ def predict_split(
     return [answers[number] for number in range(count)]
 
 
-def _by_length(loaded: Loaded, split: Split, shown: Sequence[Sequence[tuple[int, int]]]) -> list[int]:
-    """The samples' numbers, longest prompt first: batches then hold little padding, and one too large fails at once."""
+def _batches(
+    loaded: Loaded, split: Split, shown: Sequence[Sequence[tuple[int, int]]], batch_size: int
+) -> list[list[int]]:
+    """The samples' numbers in batches of at most batch_size prompts and MOST_TOKENS tokens.
+
+    Longest first: batches then hold little padding, and one that is too large for the device fails at once.
+    """
     processor = loaded.processor
     cut = grids(split.index.picture_sizes, processor.num_crops, processor.crop_size)
     tokens = [image_tokens(int(rows), int(columns), processor.tokens_per_side) for rows, columns in cut]
     starts = split.index.picture_offsets
+    # Text is shorter in tokens than in bytes; a guess is enough to sort by.
     lengths = [
-        sum(tokens[starts[other] + place] for other, place in pictures) + int(split.index.text_bytes[number]) / 3
+        sum(tokens[starts[other] + place] for other, place in pictures) + int(split.index.text_bytes[number]) // 2
         for number, pictures in enumerate(shown)
     ]
-    return sorted(range(len(shown)), key=lambda number: (-lengths[number], number))
+    order = sorted(range(len(shown)), key=lambda number: (-lengths[number], number))
+    batches = []
+    start = 0
+    while start < len(order):
+        size = max(1, min(batch_size, MOST_TOKENS // max(lengths[order[start]], 1)))
+        batches.append(order[start : start + size])
+        start += size
+    return batches
 
 
 def _prepared(

@@ -86,6 +86,12 @@ def test_a_part_of_a_split_without_control(place: Path, capsys: pytest.CaptureFi
     assert all(score["controls"] == [] for score in scores["scores"])
 
 
+def test_one_sample_is_scored_without_the_control(place: Path) -> None:
+    result = evaluate(place / "runs/one", limit=1)
+    assert len(result.predictions) == 1
+    assert all(score.controls == () for score in result.scores)
+
+
 def test_what_cannot_be_evaluated_is_said_without_a_traceback(root: Path, place: Path) -> None:
     done = command(root, "-m", "train.evaluate", str(place / "runs/one"), "--split", "tset")
     assert done.returncode == 2

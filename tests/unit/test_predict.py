@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from data.images import open_picture
 from data.manifest import Manifest
 from tests.factories.trained import ANSWER, PRODUCTS, QUESTION, example, make_run, make_shards
+from train import predict as train_predict
 from train.answering import Answerer, stop_ids
 from train.loading import Loaded, load_run
 from train.model.conversation import Conversation
@@ -241,3 +242,12 @@ def test_a_damaged_sample_is_named(place: Path, tmp_path: Path, capsys: pytest.C
 
 def test_the_template_of_the_shards_is_used(place: Path, loaded: Loaded) -> None:
     assert loaded.processor.chat_template == Manifest.load(place / "shards").chat_template["template"]
+
+
+def test_long_prompts_make_small_batches(loaded: Loaded, split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = [[(number, 0)] for number in range(len(split))]
+    assert [len(batch) for batch in train_predict._batches(loaded, split, shown, 8)] == [8, 8, 2]
+    monkeypatch.setattr(train_predict, "MOST_TOKENS", 200)
+    batches = train_predict._batches(loaded, split, shown, 8)
+    assert sorted(number for batch in batches for number in batch) == list(range(len(split)))
+    assert 1 <= max(len(batch) for batch in batches) < 8

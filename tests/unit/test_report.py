@@ -49,6 +49,7 @@ def report(count: int = 30, title: str = "Coat") -> Report:
     return Report(
         run="run <one>",
         split="test",
+        held_out=True,
         date="2024-01-02",
         model={"checkpoint": HOSTILE},
         data={"shards": "shards"},
@@ -126,10 +127,7 @@ def test_verdicts_name_the_scores_that_are_not_better() -> None:
     sentences = verdicts(whole.scores)
     assert sentences[0][0] is False
     assert "title: exact match" in sentences[0][1]
-    assert sentences[1] == (
-        True,
-        "With pictures shuffled no score beats its baseline: the answers come from the pictures.",
-    )
+    assert sentences[1] == (True, "With pictures shuffled no score beats its baseline.")
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK", "LA", "I;16", "1"])

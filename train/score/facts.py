@@ -59,7 +59,7 @@ def run_facts(origin: Origin) -> Facts:
         step=saved.step,
         model=_model(config, saved, status),
         data=_data(config, shards),
-        splits=shards.counts,
+        splits={name: shards.counts[name] for name in sorted(shards.counts, key=_split_order)},
         rejected=dict(sorted(shards.rejected.items(), key=lambda item: (-item[1], item[0]))),
         curve=read_curve(run / "metrics.jsonl"),
         config=(run / "config.yaml").read_text(encoding="utf-8"),
@@ -118,10 +118,22 @@ def _data(config: Config, shards: ShardManifest) -> dict[str, str]:
         "question": shards.question or "",
         "answer": shards.answer_template or "",
         "chat template": shards.chat_template["name"],
-        "split by": ", ".join(f"{name} {value}" for name, value in shards.split_rule.items()),
+        "split by": _words(shards.split_rule),
         "leaks prevented": f"{shards.leaks_prevented:,} (rows moved into the split of their like)",
     }
     return {name: text for name, text in lines.items() if text}
+
+
+def _split_order(name: str) -> tuple[int, str]:
+    usual = ("train", "validation", "test")
+    return usual.index(name) if name in usual else len(usual), name
+
+
+def _words(value: Any) -> str:
+    """A small nested record as text: "train 0.85, test 0.1"."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_words(value[name])}" for name in sorted(value, key=_split_order))
+    return str(value)
 
 
 def _versions(saved: Manifest) -> dict[str, str]:

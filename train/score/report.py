@@ -17,7 +17,7 @@ from PIL import Image
 from train.score.charts import Line, Point, Whisker, line_chart, scatter_chart, smoothed, whisker_chart
 from train.score.fields import FieldValue
 from train.score.metrics import PRICE_TOLERANCE, is_right, percentage_error
-from train.score.scores import Rival, Score, percent
+from train.score.scores import Rival, Score, percent, points
 
 MOST_ROWS = 400
 THUMBNAIL_SIDE = 112
@@ -51,6 +51,7 @@ class Report:
 
     run: str
     split: str
+    held_out: bool  # whether the split is another one than was trained on
     date: str
     model: Mapping[str, str]  # name: value lines about model and checkpoint
     data: Mapping[str, str]  # the same about the data
@@ -96,7 +97,7 @@ def render(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, bytes=_bytes, value=_value)
+    environment.filters.update(percent=percent, points=points, bytes=_bytes, value=_value)
     numbers = [name for name, kind in report.fields.items() if kind == "number"]
     categories = [name for name, kind in report.fields.items() if kind == "category"]
     return environment.get_template("report.html.j2").render(
@@ -125,12 +126,13 @@ def verdicts(scores: Sequence[Score]) -> list[tuple[bool, str]]:
         if not missed
         else (False, f"Not shown to be better than a baseline that never looks: {'; '.join(missed)}.")
     ]
+    conclusion = "" if missed else ": the answers come from the pictures"
     for name in dict.fromkeys(control.name for score in judged for control in score.controls):
         leaking = [
             score.label for score in judged for control in score.controls if control.name == name and control.better
         ]
         sentences.append(
-            (True, f"With pictures {name} no score beats its baseline: the answers come from the pictures.")
+            (True, f"With pictures {name} no score beats its baseline{conclusion}.")
             if not leaking
             else (
                 False,

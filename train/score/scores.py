@@ -193,6 +193,13 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f} %" if np.isfinite(value) else "∞"
 
 
+def points(value: float) -> str:
+    """A difference of two fractions in percentage points, with its sign: "+12.5"."""
+    if not np.isfinite(value):
+        return "+∞" if value > 0 else "−∞"
+    return f"{100 * value:+.1f}".replace("-", "−")
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
