@@ -63,8 +63,10 @@ def stages(folder: Path) -> Iterator[Stage]:
     yield Stage(
         name="shards",
         says="check every picture, split by product, write shards",
-        command=(*python, "data.build", "--preset", "burberry")
-        + ("--source", f"{catalogue}/catalogue.csv", "--output", str(shards)),
+        command=(
+            *(*python, "data.build", "--preset", "burberry"),
+            *("--source", f"{catalogue}/catalogue.csv", "--output", str(shards)),
+        ),
         outputs=(shards / "manifest.json",),
     )
     yield Stage(
@@ -76,8 +78,10 @@ def stages(folder: Path) -> Iterator[Stage]:
     yield Stage(
         name="train",
         says="fine-tune all of it with DeepSpeed ZeRO-3",
-        command=("deepspeed", "train/main.py", "--config", "train/configs/quickstart.yaml", "--run", run.name)
-        + ("--set", f"run.folder={folder}", "--set", f"model.path={model}", "--set", f"data.shards={shards}"),
+        command=(
+            *("deepspeed", "train/main.py", "--config", "train/configs/quickstart.yaml", "--run", run.name),
+            *("--set", f"run.folder={folder}", "--set", f"model.path={model}", "--set", f"data.shards={shards}"),
+        ),
         outputs=(run / "config.yaml", run / "metrics.jsonl"),
         metrics=run / "metrics.jsonl",
     )
