@@ -64,7 +64,8 @@ def train_line(record: Mapping[str, Any]) -> str:
 
 def validation_line(record: Mapping[str, Any]) -> str:
     """A measurement on one line."""
+    loss = "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
     return (
-        f"step {record['step']}  validation loss {record['loss']:.4f} over {record['label_tokens']:,} tokens of "
+        f"step {record['step']}  validation loss {loss} over {record['label_tokens']:,} tokens of "
         f"{record['samples']:,} samples  {record['time']['seconds']:.1f} s"
     )

@@ -97,6 +97,12 @@ def threads_for(place: Place, environment: Mapping[str, str]) -> int | None:
     return max(1, cores // place.local_world_size)
 
 
+def marked(error: Exception, tells: bool) -> Exception:
+    """The error with a note of whether this rank is the one to tell people of it."""
+    error.tells = tells  # type: ignore[attr-defined]
+    return error
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
     """The ranks brought together. Small numbers and objects go between CPUs, beside the accelerators' own traffic."""
@@ -166,26 +172,25 @@ class World:
             found = box[0]
         result, error = found
         if error is not None:
-            raise error
+            raise marked(error, self.first)
         return result
 
     def agree(self, work: Callable[[], Result]) -> Result:
-        """Do `work`, which has no collectives in it, on every rank; where it raises on one, every rank raises.
-
-        A rank that failed raises its own error, the others a copy of the lowest failed rank's.
-        """
+        """Do `work`, which has no collectives in it, on every rank; where it raises on one, every rank raises."""
         result: Result | None = None
         mine: Exception | None = None
         try:
             result = work()
         except Exception as error:
             mine = error
-        errors = [error for error in self.gather_objects(mine) if error is not None]
-        if mine is not None:
-            raise mine
-        if errors:
-            raise errors[0]
+        self.raise_together(mine)
         return result  # type: ignore[return-value]
+
+    def raise_together(self, mine: Exception | None) -> None:
+        """Where any rank comes with an error, every rank raises the one of the lowest such rank."""
+        for rank, error in enumerate(self.gather_objects(mine)):
+            if error is not None:
+                raise marked(mine if mine is not None and rank == self.rank else error, rank == self.rank)
 
     def barrier(self) -> None:
         """Wait for all ranks."""

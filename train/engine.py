@@ -20,6 +20,7 @@ from train.distributed import World
 from train.model import Phi3VForCausalLM
 from train.model.attention import resolve_attention
 from train.model.lora import PARTS, add_lora, parts_of, set_trainable
+from train.model.weights import CheckpointError as WeightsError
 from train.optim import build_optimizer
 from train.pipeline.batch import Batch
 
@@ -46,17 +47,21 @@ def load_model(config: Config, folder: Path, deepspeed_config: dict[str, Any], d
     """The base model, each rank holding its share where ZeRO-3 is on, with adapters or frozen parts as configured.
 
     folder: a model in the published layout.
-    Raises ConfigError where the attention cannot be had, or freezing leaves nothing to train.
+    Raises ConfigError where the folder's weights are not whole, the attention cannot be had, nothing is left to train.
     """
     dtype = DTYPES[config.model.precision]
     try:
         attention = resolve_attention(config.model.attention, device, dtype)
     except ValueError as error:
         raise ConfigError(f"model.{error}") from error
+    transformers.utils.logging.disable_progress_bar()
     # transformers partitions while it loads as long as this object lives.
     partitioned = deepspeed_config["zero_optimization"]["stage"] == 3
     keep = transformers.integrations.HfDeepSpeedConfig(deepspeed_config) if partitioned else None
-    model = Phi3VForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
+    try:
+        model = Phi3VForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
+    except WeightsError as error:
+        raise ConfigError(f"model.path: {error}") from error
     del keep
     model.set_checkpointing(decoder=config.model.checkpoint_decoder, vision=config.model.checkpoint_vision)
     if config.tune.method == "lora":

@@ -125,6 +125,13 @@ def resume(engine: Engine, plan: Plan, start: Path, base: Mapping[str, str], ear
     return manifest.step
 
 
+def owes_validation(run: RunFolder, config: Config, done: int, total: int) -> bool:
+    """Whether the validation loss after step `done` was due and is not in the metrics."""
+    every = config.evaluate.every_steps
+    due = done > 0 and (done == total or (every > 0 and done % every == 0))
+    return due and not run.has_line(done, "validation")
+
+
 def work(config: Config, settings: dict[str, Any], run: RunFolder, world: World) -> None:
     """Do the job on every rank; returns when it is finished, preempted, or was finished before.
 
@@ -180,6 +187,7 @@ def work(config: Config, settings: dict[str, Any], run: RunFolder, world: World)
             total=total,
             checkpoint=start,
             saved_step=done if start else -1,
+            owes_validation=world.from_first(lambda: bool(validation) and owes_validation(run, config, done, total)),
             best=json.loads((run.path / "best.json").read_text()) if (run.path / "best.json").is_file() else {},
         )
         state = training.go()

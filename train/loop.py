@@ -27,10 +27,6 @@ from train.validation import Validation
 GIB = 2**30
 
 
-class OtherRankFailed(RuntimeError):
-    """Another rank could not go on and has said why."""
-
-
 def total_steps(plan: Plan, epochs: float | None, steps: int | None) -> int:
     """Optimizer steps of a run that stops after so many epochs or steps, whichever comes first."""
     limits = [] if steps is None else [steps]
@@ -99,7 +95,11 @@ class Training:
     """Newest whole one."""
     saved_step: int
     best: dict[str, Any]
-    """Of the checkpoint with the least validation loss: loss, checkpoint; empty before the first."""
+    """Of the checkpoint with the least validation loss: step, checkpoint, loss; empty before the first."""
+    owes_validation: bool
+    """Whether the step that is gone on from should have been measured and was not."""
+    measured: float | None = None
+    """Validation loss of the weights as they are, where it was measured and is finite."""
 
     def go(self) -> State:
         """Train to the end, or until asked to leave; returns finished or preempted."""
@@ -108,25 +108,27 @@ class Training:
         self.set_status("running")
         self.console.start_bar(self.done, self.total)
         try:
+            # Asked to leave while it measured, a run has a checkpoint of that step and no measurement.
+            if self.owes_validation and not self.measure(lines):
+                return self.leave()
             while self.done < self.total:
                 if not self.train_step(lines):
                     return self.leave()
-                due = self.config.evaluate.every_steps
-                last = self.done == self.total
-                measured = None
-                if self.validation and (last or (due and self.done % due == 0)):
-                    measured = self.measure(lines)
-                    if measured is None:
-                        return self.leave()
-                due = self.config.checkpoint.every_steps
-                if last or (due and self.done % due == 0):
-                    self.save(measured)
+                self.measured = None
+                if self.validation and self.due(self.config.evaluate.every_steps) and not self.measure(lines):
+                    return self.leave()
+                if self.due(self.config.checkpoint.every_steps):
+                    self.save()
         finally:
             self.console.stop_bar()
             if lines is not None:
                 lines.close()
         self.set_status("finished")
         return "finished"
+
+    def due(self, every: int) -> bool:
+        """Whether what happens every so many steps, and at the end, happens now."""
+        return self.done == self.total or (every > 0 and self.done % every == 0)
 
     def next_batches(self) -> tuple[list[Batch], Exception | None]:
         """This rank's share of the next global batch, or why it cannot be had."""
@@ -144,10 +146,8 @@ class Training:
         values = [getattr(mine, name) for name in Counts.__dataclass_fields__]
         asked = self.preemption.asked is not None
         *sums, asking, failed = self.world.sum_integers([*values, int(asked), int(problem is not None)])
-        if problem is not None:
-            raise problem
         if failed:
-            raise OtherRankFailed(f"{failed} of {self.world.size} ranks cannot read their data; see their messages")
+            self.world.raise_together(problem)
         if asking:
             return None
         return batches, Counts(**dict(zip(Counts.__dataclass_fields__, sums, strict=True)))
@@ -195,16 +195,17 @@ class Training:
         self.console.move_bar(self.done)
         return True
 
-    def measure(self, lines: IO[str] | None) -> float | None:
-        """The validation loss now; None where the ranks were asked to leave."""
+    def measure(self, lines: IO[str] | None) -> bool:
+        """Measure the validation loss; False where the ranks were asked to leave instead."""
         assert self.validation is not None
         found = self.validation.measure(self.engine, self.world, lambda: self.preemption.asked is not None)
         if found is None:
-            return None
+            return False
         record = {"step": self.done, "kind": "validation", **found}
         self.write(lines, record)
         self.console.say(validation_line(record))
-        return float(found["loss"])
+        self.measured = found["loss"]
+        return True
 
     def write(self, lines: IO[str] | None, record: Mapping[str, Any]) -> None:
         """A line of metrics.jsonl, and the same numbers to W&B."""
@@ -216,15 +217,15 @@ class Training:
             times = {f"time/{record['kind']}_{key}": value for key, value in record["time"].items()}
             self.tracker.log(record["step"], flat | times)
 
-    def save(self, measured: float | None) -> None:
+    def save(self) -> None:
         """Write a checkpoint and take away those not kept."""
         begun = time.perf_counter()
         spec = self.plan.spec.fingerprint()
         folder = self.run.checkpoints
-        self.checkpoint = self.engine.save(folder, step=self.done, plan=spec, base=self.base, validation=measured)
+        self.checkpoint = self.engine.save(folder, step=self.done, plan=spec, base=self.base, validation=self.measured)
         self.saved_step = self.done
-        if measured is not None and measured < self.best.get("loss", math.inf):
-            self.best = {"step": self.done, "checkpoint": f"checkpoints/{self.checkpoint.name}", "loss": measured}
+        if self.measured is not None and self.measured < self.best.get("loss", math.inf):
+            self.best = {"step": self.done, "checkpoint": f"checkpoints/{self.checkpoint.name}", "loss": self.measured}
         if self.world.first:
             write_whole(self.run.path / "best.json", (json.dumps(self.best) + "\n").encode())
             prune(self.run.path, self.config.checkpoint.keep_last, Path(self.best.get("checkpoint", "")).name)
@@ -236,7 +237,8 @@ class Training:
         signals = [name for name in self.world.gather_objects(self.preemption.asked) if name]
         reason = f"{signals[0] if signals else 'a signal'} after step {self.done}"
         if self.done > self.saved_step:
-            self.save(None)
+            self.measured = None
+            self.save()
         self.set_status("preempted", reason)
         self.console.say(f"{reason}: saved {self.checkpoint}; the same command goes on from there")
         return "preempted"

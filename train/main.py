@@ -16,6 +16,7 @@ if __name__ == "__main__" and not __package__:
 
 import argparse
 import os
+import re
 import socket
 import time
 import traceback
@@ -29,6 +30,8 @@ from train.material import check
 from train.runs import RunFolder
 
 USER_ERROR = 2
+# What gloo and NCCL say when the other side of a connection is gone.
+LOST = re.compile(r"Connection (closed|reset) by peer|Broken pipe|Socket closed|remote process exited", re.IGNORECASE)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -52,13 +55,23 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def tell(place: Place, error: UserError) -> None:
+def tell(place: Place, error: BaseException) -> None:
     """Print an error once a node; other ranks wait a moment, or a launcher would end the speaker before it spoke."""
-    if not place.speaks:
+    if not getattr(error, "tells", place.speaks):
         time.sleep(1.0)
         return
-    host = f"[{socket.gethostname()}] " if place.rank else ""
-    print(f"{host}error: {error}", file=sys.stderr, flush=True)
+    where = f"[rank {place.rank} on {socket.gethostname()}] " if place.rank else ""
+    if isinstance(error, UserError):
+        print(f"{where}error: {error}", file=sys.stderr, flush=True)
+    elif LOST.search(str(error)):
+        print(
+            f"{where}error: lost contact with another rank, which was ended or ran out of memory; its own messages "
+            "say why. The same command goes on from the newest checkpoint",
+            file=sys.stderr,
+            flush=True,
+        )
+    else:
+        traceback.print_exception(error)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,14 +93,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         work(config, settings, run, world)
         part()
         return 0
-    except UserError as error:
-        run.set_failed(str(error))
-        tell(place, error)
-        end_at_once(USER_ERROR)
     except BaseException as error:
-        run.set_failed(f"rank {world.rank}: {type(error).__name__}: {error}")
-        traceback.print_exc()
-        end_at_once(1)
+        mendable = isinstance(error, UserError)
+        run.set_failed(str(error) if mendable else f"rank {world.rank}: {type(error).__name__}: {error}")
+        tell(place, error)
+        end_at_once(USER_ERROR if mendable else 1)
     return 1
 
 

@@ -139,6 +139,13 @@ class RunFolder:
                 self.path / "status.json", (json.dumps(values | {"state": "failed", "reason": reason}) + "\n").encode()
             )
 
+    def has_line(self, step: int, kind: str) -> bool:
+        """Whether the metrics have a line of this kind for a step."""
+        if not self.metrics.is_file():
+            return False
+        records = map(json.loads, self.metrics.read_text().splitlines())
+        return any(record["step"] == step and record["kind"] == kind for record in records)
+
     def cut_metrics(self, step: int) -> None:
         """Leave in metrics.jsonl the whole lines of steps up to `step`, as they were when that step was saved."""
         if not self.metrics.is_file():

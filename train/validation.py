@@ -37,7 +37,7 @@ class Validation:
         return min(every, math.ceil(self.packs / self.plan.spec.global_batch_packs))
 
     def measure(self, engine: Engine, world: World, asked: Callable[[], bool]) -> dict[str, Any] | None:
-        """The mean loss over the supervised tokens, the same on every rank.
+        """The mean loss over the supervised tokens, the same on every rank; None in its place where it is not finite.
 
         asked: whether this rank was asked to leave; then all ranks leave and the result is None.
         Returns loss, label_tokens, tokens, samples, time.
@@ -56,8 +56,9 @@ class Validation:
                     found = (count_labels(batch.labels), len(batch.labels) if batch.keys else 0, len(batch.keys))
                     counts = [had + new for had, new in zip(counts, found, strict=True)]
         labels, tokens, samples = world.sum_integers(counts)
+        loss = mean_loss(world.gather_floats(sums), labels)
         return {
-            "loss": mean_loss(world.gather_floats(sums), labels),
+            "loss": loss if math.isfinite(loss) else None,
             "label_tokens": labels,
             "tokens": tokens,
             "samples": samples,

@@ -25,7 +25,7 @@ data: {pack_length: 128, window: 32, workers: 1}
 batch: {global_batch_packs: 3}
 optim: {lr: 1.0e-3, weight_decay: 0.01, warmup_steps: 2}
 stop: {steps: 20}
-evaluate: {every_steps: 6}
+evaluate: {every_steps: 6, packs: 4}
 checkpoint: {every_steps: 6, keep_last: 9}
 wandb: {mode: disabled}
 """
