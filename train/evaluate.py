@@ -11,7 +11,12 @@ if __name__ == "__main__" and not __package__:
 
 import argparse
 import json
+import os
 import time
+
+# As in train.predict, and before torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -7,6 +7,7 @@ if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
+import os
 import shlex
 import shutil
 import tempfile
@@ -107,6 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     options = parser.parse_args(arguments)
     quiet()
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # saving loads DeepSpeed, which would remark on it
     try:
         loaded = export(options.run, options.out, options.checkpoint, options.dtype, options.overwrite)
     except UserError as error:
