@@ -105,6 +105,8 @@ def tiny_config(sizes: Sizes, pieces: int, ids: dict[str, int]) -> Phi3VConfig:
             bos_token_id=1,
             eos_token_id=2,
             pad_token_id=ids["<|endoftext|>"],
+            # Keeps a layer's outputs as large as its inputs: 0.02 at the published width, but 0.09 at 128.
+            initializer_range=round(sizes.hidden**-0.5, 4),
             img_processor={
                 "name": "clip_vision_model",
                 "image_dim_out": sizes.vision_hidden,
