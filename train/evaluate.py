@@ -35,6 +35,7 @@ from train.score.split import Split
 from train.score.upload import upload_table
 
 FORMAT_VERSION = 1
+MOST_PICTURES = 4  # of one sample, in the report
 
 
 class EvaluationError(UserError):
@@ -145,7 +146,7 @@ def _shown(split: Split, truths: Sequence[Truth], predictions: Sequence[Predicti
     bare = [sample(number, ()) for number in range(len(truths))]
     wanted = shown_keys(split.parser.fields, bare)
     return [
-        sample(number, tuple(thumbnail(open_picture(data)) for data in split.read(number)[1]))
+        sample(number, tuple(thumbnail(open_picture(data)) for data in split.read(number)[1][:MOST_PICTURES]))
         if truths[number].key in wanted
         else bare[number]
         for number in range(len(truths))
