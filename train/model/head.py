@@ -63,7 +63,7 @@ class LabelHead(nn.Linear):
     Both come from a call of this module, so whatever gathers a partitioned weight does it once around the loss.
     """
 
-    labels_per_chunk = 1024
+    labels_per_chunk = 512
 
     def forward(self, hidden: Tensor, labels: Tensor | None = None, chunks: int | None = None) -> Tensor:
         """hidden [..., hidden_size] → logits [..., vocabulary]; with labels int64 [n], hidden [n, hidden_size] → sum.
