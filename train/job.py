@@ -150,7 +150,7 @@ def work(config: Config, settings: dict[str, Any], run: RunFolder, world: World)
     plan = open_split(config, config.data.train, folder, geometry, world, shuffle=True)
     validation = open_validation(config, folder, geometry, world)
     total = total_steps(plan, config.stop.epochs, config.stop.steps)
-    if start and world.from_first(lambda: run.is_finished(total)):
+    if world.from_first(lambda: run.is_finished(start, total)):
         console.say(f"{run.path} is finished: {total:,} steps, {start}; raise stop.steps or stop.epochs to go on")
         return
     world.from_first(lambda: run.begin(config, settings, plan.spec.to_json(), total, start))

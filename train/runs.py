@@ -23,6 +23,11 @@ class RunError(UserError):
     """The run folder cannot be used for this start."""
 
 
+def step_of(checkpoint: Path | None) -> int:
+    """The step of a checkpoint, 0 where there is none."""
+    return int(checkpoint.name.partition("-")[2]) if checkpoint else 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Earlier:
     """What an earlier start of the run left."""
@@ -101,8 +106,7 @@ class RunFolder:
         write_whole(self.path / "config.yaml", dump(config).encode())
         write_whole(self.path / "deepspeed.json", (json.dumps(deepspeed, indent=2) + "\n").encode())
         write_whole(self.path / "plan.json", (json.dumps(plan, indent=2) + "\n").encode())
-        step = int(checkpoint.name.partition("-")[2]) if checkpoint else 0
-        self.set_status("running", step=step, steps=steps, checkpoint=checkpoint)
+        self.set_status("running", step=step_of(checkpoint), steps=steps, checkpoint=checkpoint)
 
     def status(self) -> dict[str, Any]:
         """The newest status, or an empty dictionary before the first."""
@@ -126,10 +130,9 @@ class RunFolder:
         }
         write_whole(self.path / "status.json", (json.dumps(values) + "\n").encode())
 
-    def is_finished(self, steps: int) -> bool:
-        """Whether the run was trained to its end, and that end was not moved since."""
-        status = self.status()
-        return status.get("state") == "finished" and status["step"] >= steps
+    def is_finished(self, checkpoint: Path | None, steps: int) -> bool:
+        """Whether the run was trained to its end, which was not moved since, and its last checkpoint is whole."""
+        return self.status().get("state") == "finished" and step_of(checkpoint) >= steps
 
     def set_failed(self, reason: str) -> None:
         """Put `failed` and why into the status, keeping its step and checkpoint; the first of several reasons stays."""

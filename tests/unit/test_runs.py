@@ -87,10 +87,13 @@ def test_a_job_that_does_not_hold_the_run_cannot_fail_it(tmp_path: Path) -> None
 
 def test_a_run_is_finished_until_its_end_is_moved(tmp_path: Path) -> None:
     run = begun(tmp_path, config())
-    assert not run.is_finished(10)
-    run.set_status("finished", step=10, steps=10, checkpoint=run.checkpoints / "step-000010")
-    assert run.is_finished(10)
-    assert not run.is_finished(11)
+    last = run.checkpoints / "step-000010"
+    assert not run.is_finished(last, 10)
+    run.set_status("finished", step=10, steps=10, checkpoint=last)
+    assert run.is_finished(last, 10)
+    assert not run.is_finished(last, 11)
+    assert not run.is_finished(run.checkpoints / "step-000006", 10)
+    assert not run.is_finished(None, 10)
     assert run.status()["checkpoint"] == "checkpoints/step-000010"
 
 
