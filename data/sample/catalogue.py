@@ -24,7 +24,7 @@ URLS = "catalogue_urls.csv"
 BROKEN = "broken.jsonl"
 PICTURES = "pictures"
 # Changes whenever the same seed would give other bytes, so that an older sample is not taken for a new one.
-DRAWING = 1
+DRAWING = 2
 # So many rows are drawn by a process at a time.
 PORTION = 32
 

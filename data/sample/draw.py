@@ -84,9 +84,9 @@ def draw_picture(seed: int, item: Item) -> bytes:
 
 
 def _frame(category: str, rng: np.random.Generator) -> tuple[int, int]:
-    """Width and height in pixels; a seventh of the frames is tall or wide, up to 2.2 to 1 where the shape is."""
+    """Width and height in pixels: nearly square as in most shops; a seventh is tall or wide, up to 2.2 to 1."""
     long_side = int(rng.triangular(120, 150, 300))
-    ratio = rng.uniform(1.0, 1.35)
+    ratio = rng.uniform(1.0, 1.15)
     turn = bool(rng.random() < 0.5)
     if rng.random() < 0.15:
         stretched = category in TALL | WIDE
@@ -125,15 +125,15 @@ class _Place:
 
 def _placing(category: str, parts: list[Part], size: tuple[int, int], rng: np.random.Generator) -> _Place:
     """A place for an object in a frame of `size` pixels, somewhat turned (radians) and scaled (pixels a unit)."""
-    turn = math.radians(rng.uniform(-7, 7))
+    turn = math.radians(rng.uniform(-4, 4))
     cos, sin = math.cos(turn), math.sin(turn)
     rotation = np.array([[cos, -sin], [sin, cos]])
     corners = np.concatenate([part.points @ rotation.T for part in parts if part.role not in ("trim", "buttons")])
     low, high = corners.min(axis=0), corners.max(axis=0)
     fill, anchor = PLACING.get(category, USUAL_PLACING)
-    scale = fill * rng.uniform(0.88, 1.0) * float((size / (high - low)).min())
+    scale = fill * rng.uniform(0.92, 1.0) * float((size / (high - low)).min())
     spare = size - scale * (high - low)
-    share = np.array([0.5 + rng.uniform(-0.3, 0.3), anchor + rng.uniform(-0.2, 0.2)])
+    share = np.array([0.5 + rng.uniform(-0.15, 0.15), anchor + rng.uniform(-0.1, 0.1)])
     return _Place(rotation * scale, spare * share - scale * low, turn, scale)
 
 
