@@ -6,7 +6,7 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 GPU ?=
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 
 ifneq ($(shell uname -s),Linux)

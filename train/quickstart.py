@@ -101,7 +101,7 @@ def stages(folder: Path) -> Iterator[Stage]:
     yield Stage(
         name="answer",
         says="ask the exported model about a picture it has never seen",
-        command=(*python, "train.predict", f"{run}/export", f"{catalogue}/{held_out.source['imageurl']}"),
+        command=(*python, "train.predict", f"{run}/export", f"{catalogue}/{held_out.source['columns']['imageurl']}"),
         outputs=(run / "logs/answer.log",),
     )
 
