@@ -196,7 +196,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=Path("runs"), help="where everything is written (default: runs)")
     options = parser.parse_args(arguments)
     os.chdir(CHECKOUT)
-    console = Console(soft_wrap=True)
+    # A log file has no width of its own; the closing table needs this much.
+    console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 110)
     begun = time.monotonic()
     try:
         run_all(options.folder, console)

@@ -34,7 +34,7 @@ def print_summary(folder: Path, console: Console, seconds: float) -> None:
     rejected = sum(manifest.rejected.values())
     table = Table(title=f"\n{scores['samples']} products never trained on (95 % intervals)", title_justify="left")
     for name in ("", "trained model", "best that never looks", "pictures shuffled"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=True)
     for score in scores["scores"]:
         never_looks = score["baselines"][0]["score"] if score["baselines"] else None
         shuffled = next((rival["score"] for rival in score["controls"] if rival["name"] == "shuffled"), None)
