@@ -10,14 +10,15 @@ and hashes) or it is not used. Neither DeepSpeed nor pickle is needed to read on
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data.manifest import file_sha256
 from data.schema import UserError
+from data.whole import sync
 
 if TYPE_CHECKING:
     import torch
@@ -99,21 +100,6 @@ def step_folder(step: int) -> str:
     return f"step-{step:06d}"
 
 
-def sync(path: Path) -> None:
-    """Have the disk hold what a file or a folder is now."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def write_slices(folder: Path, rank: int, slices: Iterable[Slice]) -> tuple[str, Written]:
     """Write one rank's slices into an unfinished checkpoint; returns the file's name, size and hash."""
     from safetensors.torch import save_file
@@ -124,7 +110,7 @@ def write_slices(folder: Path, rank: int, slices: Iterable[Slice]) -> tuple[str,
     }
     save_file(tensors, path)
     sync(path)
-    return path.name, Written(bytes=path.stat().st_size, sha256=hash_file(path))
+    return path.name, Written(bytes=path.stat().st_size, sha256=file_sha256(path))
 
 
 def finish(aside: Path, manifest: Manifest) -> Path:
@@ -154,7 +140,7 @@ def problem(folder: Path) -> str | None:
             return f"{path}: missing"
         if path.stat().st_size != written.bytes:
             return f"{path}: {path.stat().st_size} bytes, {written.bytes} in the manifest"
-        if hash_file(path) != written.sha256:
+        if file_sha256(path) != written.sha256:
             return f"{path}: its SHA-256 is not the manifest's"
     return None
 

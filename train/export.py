@@ -17,8 +17,8 @@ import torch
 from transformers import GenerationConfig
 
 from data.schema import UserError
+from data.whole import sync
 from train.answering import PAD_TOKEN, stop_ids
-from train.checkpoint import sync
 from train.config import load as load_config
 from train.loading import DTYPES, TASK_FILE, Loaded, is_run, load_run
 from train.predict import quiet
