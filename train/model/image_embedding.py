@@ -81,7 +81,7 @@ class ImageEmbedding(nn.Module):
             device, dtype = crops.device, self.sub_GN.dtype
             empty = torch.zeros(1, 3, self.crop_size, self.crop_size, device=device, dtype=dtype)
             merged = self._tower(empty, chunks or 1)
-            rows = torch.cat((merged.flatten(0, 2), self.glb_GN[0], self.sub_GN[0, 0]))
+            rows = torch.cat((merged.flatten(0, 2), *self._separators().split(1)))
             return self.img_projection(rows).sum(dim=0, keepdim=True) * 0
         pixels = normalise(crops)
         seen = [pixels]
@@ -98,6 +98,14 @@ class ImageEmbedding(nn.Module):
         tower_input = torch.cat(seen) if len(seen[1]) else pixels
         merged = self._tower(tower_input.to(self.sub_GN.dtype), chunks)
         return self.img_projection(self._arrange(merged, grids, view_rows))
+
+    def _separators(self) -> Tensor:
+        """The row separator and the one before the global view, [2, width].
+
+        Both leave through one node of the graph, so that their gradients are finished in one order whether a pack has
+        pictures or not: ZeRO-2 sums gradients over the ranks in the order in which they are finished.
+        """
+        return torch.stack((self.sub_GN.flatten(), self.glb_GN.flatten()))
 
     def _starts(self, grids: Sequence[Grid]) -> list[int]:
         starts = [0]
@@ -125,6 +133,7 @@ class ImageEmbedding(nn.Module):
     def _arrange(self, merged: Tensor, grids: Sequence[Grid], view_rows: Sequence[int]) -> Tensor:
         """Each picture's crops as one grid of tokens with a separator after each row, then the global view's."""
         starts, lengths = self._starts(grids), self.lengths(grids)
+        sub_separator, glb_separator = self._separators()
         same_grid: dict[Grid, list[int]] = {}
         for index, grid in enumerate(grids):
             same_grid.setdefault(grid, []).append(index)
@@ -137,9 +146,9 @@ class ImageEmbedding(nn.Module):
             )
             views = torch.tensor([view_rows[index] for index in members], device=merged.device)
             sub = merged[own].view(count, rows, columns, side, side, width).transpose(2, 3)
-            sub = self._with_separators(sub.reshape(count, rows * side, columns * side, width))
-            view = self._with_separators(merged[views])
-            tokens = torch.cat((sub, self.glb_GN.expand(count, 1, width), view), dim=1)
+            sub = with_separators(sub.reshape(count, rows * side, columns * side, width), sub_separator)
+            view = with_separators(merged[views], sub_separator)
+            tokens = torch.cat((sub, glb_separator.expand(count, 1, width), view), dim=1)
             if len(same_grid) == 1:
                 return tokens.flatten(0, 1)
             for index, picture in zip(members, tokens.unbind(0), strict=True):
@@ -147,10 +156,11 @@ class ImageEmbedding(nn.Module):
         assert [len(picture) for picture in arranged] == lengths
         return torch.cat(arranged)
 
-    def _with_separators(self, grid: Tensor) -> Tensor:
-        """[n, rows, columns, width] → [n, rows · (columns + 1), width]."""
-        count, rows, _, width = grid.shape
-        return torch.cat((grid, self.sub_GN.expand(count, rows, 1, width)), dim=2).flatten(1, 2)
+
+def with_separators(grid: Tensor, separator: Tensor) -> Tensor:
+    """[n, rows, columns, width] and [width] → [n, rows · (columns + 1), width]: the separator ends each row."""
+    count, rows, _, width = grid.shape
+    return torch.cat((grid, separator.expand(count, rows, 1, width)), dim=2).flatten(1, 2)
 
 
 def normalise(crops: Tensor) -> Tensor:
