@@ -125,7 +125,7 @@ SelectTypeParameters=CR_Core
 ReturnToService=2
 MpiDefault=none
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=4000
-PartitionName=main Nodes={host} Default=YES MaxTime=60 OverSubscribe=YES
+PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE OverSubscribe=YES
 """
 
 
