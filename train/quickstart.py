@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -137,12 +138,26 @@ def newest_step(metrics: Path) -> tuple[int, int]:
     return 0, 1
 
 
+def on_free_port(command: tuple[str, ...]) -> tuple[str, ...]:
+    """A launcher's command with a port of its own, so that another training on this machine does not matter."""
+    if command[0] != "deepspeed":
+        return command
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return (command[0], "--master_port", str(probe.getsockname()[1]), *command[1:])
+
+
 def run_stage(stage: Stage, log: Path, progress: Progress) -> None:
     """Run one command, its output into `log`, a bar on a terminal; raises StageFailed with the log's end."""
     task = progress.add_task(stage.says, total=None)
     with log.open("wb") as output:
         process = subprocess.Popen(
-            stage.command, cwd=CHECKOUT, env=environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            on_free_port(stage.command),
+            cwd=CHECKOUT,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
         )
         try:
             while process.poll() is None:
