@@ -16,7 +16,7 @@ endif
 .PHONY: help quickstart test soak cluster lint clean
 help:
 	@echo "make quickstart   sample catalogue → shards → training → scores → export → answer → runs/quickstart/report.html"
-	@echo "make test         the tests (about 10 minutes on 2 cores);  make soak: the same with large counts"
+	@echo "make test         the tests;  make soak: the same with large counts"
 	@echo "make lint         ruff, mypy, import-linter, shellcheck"
 
 # A stamp beside the packages says that an installation was finished; a half-made .venv is made anew.
