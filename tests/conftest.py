@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+# phi3v/ (goldens, tokenizer) and clothing/ (photographs); every command that needs it takes --material.
+MATERIAL = ROOT.parent / "shared"
 
 # Two cores and many small processes: one thread each is quickest and keeps sums in one order.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -18,7 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--material",
         type=Path,
-        default=ROOT.parent / "shared",
+        default=MATERIAL,
         help="folder of the reference material: phi3v/ (goldens, tokenizer) and clothing/ (photographs)",
     )
 
