@@ -6,7 +6,6 @@ from pathlib import Path
 if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
 import errno
 import fcntl
 import hashlib
@@ -15,19 +14,20 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from data.build_options import BuildSettings, parse
 from data.download import DownloadLimits
 from data.fetch import FetchCounts, FetchSettings, fetch
 from data.ledger import Ledger, Summary
 from data.manifest import CHAT_TEMPLATES, Manifest, ManifestError
 from data.mapping import Mapping, check_columns, load_mapping
-from data.plan import Plan, PlanMissing, ShardSize, load_plan, save_plan
+from data.plan import Plan, PlanMissing, load_plan, save_plan
 from data.progress import progress
 from data.schema import UserError
 from data.sources import open_source
@@ -36,31 +36,8 @@ from data.whole import write_whole
 from data.workers import worker_pool
 from data.write import write_shards
 
-STEPS = ("fetch", "split", "write")
 # Of the machine, not of the program: said without a traceback.
 MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildSettings:
-    """One build, as a person asks for it."""
-
-    preset: str
-    """A preset's name or a mapping's file."""
-    source: str | None
-    """Only the fetch step needs it."""
-    output: Path
-    steps: tuple[str, ...] = STEPS
-    image_root: Path | None = None
-    """Where relative picture paths start; the catalogue's folder if None."""
-    limit: int | None = None
-    """Rows to take from the start."""
-    workers: int = 2
-    """Processes; 0 does all in this one."""
-    allowed_hosts: frozenset[str] = frozenset()
-    max_rejected: float = 0.2
-    """Share of the rows that may be rejected."""
-    size: ShardSize = field(default_factory=ShardSize)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -272,83 +249,6 @@ def report(outcome: Outcome, seconds: float, output: Path) -> None:
         )
     else:
         console.print(f"nothing to do: {output} is whole already")
-
-
-def parse(arguments: list[str] | None = None) -> BuildSettings:
-    """The command line as settings; argparse ends the program for one that is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m data.build", description="Build training shards from a catalogue.")
-    parser.add_argument("--preset", required=True, help="burberry, clothing, or a mapping of your own: FILE.yaml")
-    parser.add_argument(
-        "--source", help="catalogue: .csv, .tsv, .jsonl, .parquet, a folder with a metadata file, or hf:NAME[@REV]"
-    )
-    parser.add_argument("--output", required=True, type=Path, help="folder for the shards")
-    parser.add_argument("--only", choices=STEPS, help="run one step alone")
-    parser.add_argument(
-        "--image-root", type=Path, help="where relative picture paths start (default: the catalogue's folder)"
-    )
-    parser.add_argument("--limit", type=_positive, metavar="N", help="take only the first N rows")
-    parser.add_argument(
-        "--workers", type=_not_negative, default=2, metavar="N", help="processes; 0 for none (default: 2)"
-    )
-    parser.add_argument(
-        "--allow-host",
-        action="append",
-        default=[],
-        metavar="HOST",
-        help="fetch from this host also if its address is not public; repeatable",
-    )
-    parser.add_argument(
-        "--max-rejected",
-        type=_share,
-        default=0.2,
-        metavar="SHARE",
-        help="share of the rows that may be rejected (default: 0.2)",
-    )
-    parser.add_argument(
-        "--shard-samples",
-        type=_positive,
-        default=ShardSize().samples,
-        metavar="N",
-        help="samples a shard (default: 1000)",
-    )
-    parser.add_argument(
-        "--shard-mb",
-        type=_positive,
-        default=ShardSize().bytes >> 20,
-        metavar="MB",
-        help="MiB a shard at most (default: 256)",
-    )
-    values = parser.parse_args(arguments)
-    return BuildSettings(
-        preset=values.preset,
-        source=values.source,
-        output=values.output,
-        steps=(values.only,) if values.only else STEPS,
-        image_root=values.image_root,
-        limit=values.limit,
-        workers=values.workers,
-        allowed_hosts=frozenset(values.allow_host),
-        max_rejected=values.max_rejected,
-        size=ShardSize(samples=values.shard_samples, bytes=values.shard_mb << 20),
-    )
-
-
-def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return int(text)
-
-
-def _not_negative(text: str) -> int:
-    if int(text) < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return int(text)
-
-
-def _share(text: str) -> float:
-    if not 0 <= float(text) <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return float(text)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from data.build import BuildSettings, Outcome, build, main, parse
+from data.build import Outcome, build, main
+from data.build_options import BuildSettings, parse
 from data.index import Index
 from data.manifest import Manifest
 from data.plan import ShardSize
