@@ -210,6 +210,11 @@ class Index:
         place: int = pc.index(self._key, pa.scalar(key, pa.large_string())).as_py()
         return None if place < 0 else place
 
+    def key(self, number: int) -> str:
+        """The key of one sample."""
+        key: str = self._key[number].as_py()
+        return key
+
     def entry(self, number: int) -> IndexEntry:
         """All about one sample. Raises IndexError for a number that is not 0 … len - 1."""
         if not 0 <= number < len(self):

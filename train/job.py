@@ -58,7 +58,6 @@ def open_validation(config: Config, model: Path, geometry: Geometry, world: Worl
         return None
     return Validation(
         plan=open_split(config, config.data.validation, model, geometry, world, shuffle=False),
-        folder=Path(config.data.shards) / config.data.validation,
         tokenizer=model / "tokenizer.json",
         packs=config.evaluate.packs,
         workers=config.data.workers,
@@ -163,7 +162,6 @@ def work(config: Config, settings: dict[str, Any], run: RunFolder, world: World)
     tracker = Tracker(config.wandb, run.path, str(config.run.name), config.model_dump()) if world.first else None
     with Loader(
         plan,
-        Path(config.data.shards) / config.data.train,
         folder / "tokenizer.json",
         rank=world.rank,
         world=world.size,

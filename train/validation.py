@@ -22,7 +22,6 @@ class Validation:
     """What is measured, and how it is read."""
 
     plan: Plan
-    folder: Path
     tokenizer: Path
     packs: int | None
     """Most packs, rounded up to whole batches; None for the whole split."""
@@ -47,7 +46,7 @@ class Validation:
         counts = [0, 0, 0]
         workers = min(self.workers, self.batches * self.plan.spec.global_batch_packs // world.size // PACKS_A_WORKER)
         shared = {"rank": world.rank, "world": world.size, "start_step": 0, "end_step": self.batches}
-        with Loader(self.plan, self.folder, self.tokenizer, workers=workers, **shared) as loader:
+        with Loader(self.plan, self.tokenizer, workers=workers, **shared) as loader:
             for _, batches in loader:
                 if world.sum_integers([int(asked())])[0]:
                     return None

@@ -14,6 +14,7 @@ from data.index import write_index
 from data.manifest import CHAT_TEMPLATES, Manifest
 from data.schema import Picture, Sample
 from data.shards import ShardWriter, image_names, shard_name
+from train.pipeline.corpus import ShardSet
 
 SPECIALS = ("<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>")
 SWALLOWING = ("</s>", "<|assistant|>")
@@ -28,6 +29,12 @@ class SmallShards:
     tokenizer: Path
     samples: dict[str, list[Sample]]
     """Split → what was written, in the order of the index."""
+
+    def shard_set(self, split: str = "train") -> ShardSet:
+        """A split's shards as a corpus takes them."""
+        folder = self.folder / split
+        names = tuple(sorted(path.name for path in folder.glob("*.tar")))
+        return ShardSet(folder=folder, shard_names=names, samples=len(self.samples[split]))
 
 
 def write_tokenizer(path: Path) -> Path:

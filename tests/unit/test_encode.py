@@ -24,8 +24,7 @@ def built(tmp_path: Path) -> SmallShards:
 def maker_of(built: SmallShards) -> PackMaker:
     return PackMaker(
         EncoderSettings(
-            folder=built.folder / "train",
-            shard_names=tuple(f"shard-{number:06d}.tar" for number in range(3)),
+            sets=(built.shard_set(),),
             tokenizer_file=built.tokenizer,
             template="{% for m in messages %}{{'<|' + m['role'] + '|>\\n' + m['content'] + '<|end|>'}}{% endfor %}",
             num_crops=4,

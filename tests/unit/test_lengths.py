@@ -45,14 +45,10 @@ def opened(built: SmallShards, cache: Path | None, **settings: Any) -> Plan:
 @pytest.mark.parametrize("num_crops", [1, 4, 9])
 def test_planned_lengths_are_those_of_the_encoded_samples(built: SmallShards, num_crops: int):
     plan = opened(built, None, num_crops=num_crops)
-    names = tuple(shard.name for shard in plan.spec.shards)
-    folder = built.folder / "train"
-    reader = ShardReader(folder, names, plan.index)
+    reader = ShardReader(plan.corpus)
     settings = {"tokenizer_file": built.tokenizer, "template": plan.spec.template, "max_open": 2}
-    encoder = Encoder(
-        EncoderSettings(folder=folder, shard_names=names, **settings, **(GEOMETRY | {"num_crops": num_crops}))
-    )
-    for number in range(len(plan.index)):
+    encoder = Encoder(EncoderSettings(sets=plan.corpus.sets, **settings, **(GEOMETRY | {"num_crops": num_crops})))
+    for number in range(len(plan.corpus)):
         sample = encoder.encode(*reader.read(number))
         assert plan.lengths.tokens[number] == len(sample.input_ids)
         assert plan.lengths.labels[number] == np.count_nonzero(sample.labels != -100)
@@ -93,7 +89,7 @@ def test_a_sample_that_cannot_be_counted_takes_a_token_and_is_not_remembered(tmp
     damage(built.folder, "train", entry.shard, entry.members[0].offset)
     plan = opened(built, tmp_path / "cache")
     assert plan.lengths.labels[7] == 0
-    others = np.arange(len(plan.index)) != 7
+    others = np.arange(len(plan.corpus)) != 7
     assert np.array_equal(plan.lengths.tokens[others], whole.lengths.tokens[others])
     assert not list(tmp_path.glob("cache/*"))
 

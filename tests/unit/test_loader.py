@@ -50,7 +50,7 @@ def opened(built: SmallShards) -> Plan:
 def loader_of(built: SmallShards, **settings: Any) -> Loader:
     plan = opened(built)
     values = {"rank": 0, "world": 1, "start_step": 0, "end_step": plan.steps_until(2), "workers": 0} | settings
-    return Loader(plan, built.folder / "train", built.tokenizer, **values)
+    return Loader(plan, built.tokenizer, **values)
 
 
 def equal(first: Batch, second: Batch) -> bool:
@@ -116,7 +116,7 @@ def test_damage_is_reported_alike_by_any_number_of_ranks(tmp_path: Path):
     built = small_shards(tmp_path)
     plan = opened(built)
     for number in (3, 30, 31):
-        entry = plan.index.entry(number)
+        entry = plan.corpus.entry(number)
         damage(built.folder, "train", entry.shard, entry.offset + entry.length - 1)
     reports = []
     for world in (1, 3):

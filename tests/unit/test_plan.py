@@ -15,13 +15,8 @@ from train.pipeline.spec import PlanError, PlanSpec, ShardRef
 WORLDS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 64)
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    key: str
-
-
-class FakeIndex:
-    """As much of an index as a plan asks for."""
+class FakeCorpus:
+    """As much of a corpus as a plan asks for."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -29,8 +24,8 @@ class FakeIndex:
     def __len__(self) -> int:
         return self.count
 
-    def entry(self, number: int) -> Entry:
-        return Entry(key=f"k{number:05d}")
+    def key(self, number: int) -> str:
+        return f"k{number:05d}"
 
 
 def make_plan(count: int = 331, lengths: Lengths | None = None, **settings: Any) -> Plan:
@@ -62,7 +57,7 @@ def make_plan(count: int = 331, lengths: Lengths | None = None, **settings: Any)
         labels=rng.integers(1, 30, count).astype(np.int32),
         crops=rng.integers(0, 6, count).astype(np.int32),
     )
-    return Plan(PlanSpec(**values), FakeIndex(count), lengths)  # type: ignore[arg-type]
+    return Plan(PlanSpec(**values), FakeCorpus(count), lengths)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("world", WORLDS)

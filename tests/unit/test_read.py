@@ -8,6 +8,7 @@ import pytest
 from data.index import Index
 from data.shards import ShardError, iter_samples
 from tests.factories.small_shards import SmallShards, damage, small_shards
+from train.pipeline.corpus import Corpus
 from train.pipeline.read import ReadError, ShardReader
 
 
@@ -17,9 +18,7 @@ def built(tmp_path: Path) -> SmallShards:
 
 
 def reader_of(built: SmallShards, max_open: int = 64) -> ShardReader:
-    folder = built.folder / "train"
-    names = tuple(sorted(path.name for path in folder.glob("*.tar")))
-    return ShardReader(folder, names, Index.open(folder / "index.arrow"), max_open)
+    return ShardReader(Corpus.open([built.shard_set()]), max_open)
 
 
 def test_a_sample_is_read_as_it_was_written(built: SmallShards):

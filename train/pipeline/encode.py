@@ -8,12 +8,12 @@ import numpy as np
 
 from data.geometry import image_tokens
 from data.images import PictureError, open_picture
-from data.index import Index
 from data.schema import Sample, SampleError, UserError
 from data.shards import ShardError
 from train.model.conversation import Conversation, ConversationError
 from train.model.crops import canvas_crops
 from train.pipeline.batch import IGNORED, BadSample, Batch, Encoded, assemble
+from train.pipeline.corpus import Corpus, ShardSet
 from train.pipeline.read import ShardReader
 
 
@@ -25,9 +25,7 @@ class LengthMismatch(UserError):
 class EncoderSettings:
     """What an encoder and a reader are made from; small enough to send to a worker."""
 
-    folder: Path
-    """The split's folder."""
-    shard_names: tuple[str, ...]
+    sets: tuple[ShardSet, ...]
     tokenizer_file: Path
     """tokenizer.json"""
     template: str
@@ -51,7 +49,7 @@ class Job:
 
 
 class Encoder:
-    """Encodes samples of one split by one tokenizer, template and picture geometry."""
+    """Encodes samples by one tokenizer, template and picture geometry."""
 
     def __init__(self, settings: EncoderSettings) -> None:
         self._settings = settings
@@ -94,8 +92,8 @@ class PackMaker:
 
     def __init__(self, settings: EncoderSettings) -> None:
         self._settings = settings
-        self._index = Index.open(settings.folder / "index.arrow")
-        self._reader = ShardReader(settings.folder, settings.shard_names, self._index, settings.max_open)
+        self._corpus = Corpus.open(settings.sets)
+        self._reader = ShardReader(self._corpus, settings.max_open)
         self._encoder = Encoder(settings)
 
     def make(self, job: Job) -> Batch:
@@ -133,5 +131,6 @@ class PackMaker:
         )
 
     def _bad(self, number: int, reason: str) -> BadSample:
-        entry = self._index.entry(number)
-        return BadSample(key=entry.key, shard=self._settings.shard_names[entry.shard], byte=entry.offset, reason=reason)
+        entry = self._corpus.entry(number)
+        shard = self._corpus.shard_paths[entry.shard].name
+        return BadSample(key=entry.key, shard=shard, byte=entry.offset, reason=reason)

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
@@ -122,7 +123,6 @@ class Loader:
     def __init__(
         self,
         plan: Plan,
-        split_folder: Path,
         tokenizer_file: Path,
         *,
         rank: int,
@@ -135,7 +135,6 @@ class Loader:
         """
         Args:
             plan: equal on all ranks.
-            split_folder: the folder of the split's shards and index.
             tokenizer_file: tokenizer.json, of the plan's hash.
             rank, world: of this process; any world size sees the same global batches.
             start_step, end_step: first step, and the one after the last.
@@ -144,8 +143,7 @@ class Loader:
         """
         spec = plan.spec
         settings = EncoderSettings(
-            folder=split_folder.resolve(),
-            shard_names=tuple(shard.name for shard in spec.shards),
+            sets=tuple(replace(one, folder=one.folder.resolve()) for one in plan.corpus.sets),
             tokenizer_file=tokenizer_file.resolve(),
             template=spec.template,
             num_crops=spec.num_crops,

@@ -3,9 +3,9 @@
 import hashlib
 from pathlib import Path
 
-from data.index import Index
 from data.manifest import Manifest
 from data.schema import UserError
+from train.pipeline.corpus import Corpus, ShardSet
 from train.pipeline.lengths import counted_text, sample_lengths
 from train.pipeline.plan import Plan
 from train.pipeline.spec import PlanSpec, ShardRef
@@ -44,12 +44,13 @@ def open_plan(
     manifest = Manifest.load(shards)
     manifest.check_shards(shards, split)
     folder = shards / split
-    index = Index.open(folder / "index.arrow")
     refs = tuple(ShardRef(name=s["name"], sha256=s["sha256"], samples=s["samples"]) for s in manifest.shards[split])
-    if sum(ref.samples for ref in refs) != len(index):
+    samples = sum(ref.samples for ref in refs)
+    corpus = Corpus.open([ShardSet(folder=folder, shard_names=tuple(ref.name for ref in refs), samples=samples)])
+    (index,) = corpus.indexes
+    if samples != len(index):
         raise UserError(
-            f"{folder}/index.arrow lists {len(index)} samples, the manifest {sum(ref.samples for ref in refs)}; "
-            "build the shards again"
+            f"{folder}/index.arrow lists {len(index)} samples, the manifest {samples}; build the shards again"
         )
     if not len(index):
         raise UserError(f"{folder} holds no sample; choose another split or build shards from more rows")
@@ -85,7 +86,7 @@ def open_plan(
         labels_per_chunk=labels_per_chunk,
     )
     geometry = {"num_crops": num_crops, "crop_size": crop_size, "tokens_per_side": tokens_per_side}
-    return Plan(spec, index, sample_lengths(index, text, labels, **geometry))
+    return Plan(spec, corpus, sample_lengths(index, text, labels, **geometry))
 
 
 def _sha256(file: Path) -> str:

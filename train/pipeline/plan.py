@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data.index import Index
+from train.pipeline.corpus import Corpus
 from train.pipeline.lengths import Lengths
 from train.pipeline.order import Ints, epoch_order
 from train.pipeline.pack import PackList, pack_epoch
@@ -31,7 +31,7 @@ class Pack:
     number: int
     """Place in the global batch; packs added to even out the ranks count on from its last one."""
     samples: tuple[int, ...]
-    """Numbers in the index; none in an added pack."""
+    """Numbers in the corpus; none in an added pack."""
     tokens: int
     labels: int
     """Supervised tokens."""
@@ -78,23 +78,23 @@ class PlanFigures:
 class Plan:
     """The packs of every step, computed an epoch at a time."""
 
-    def __init__(self, spec: PlanSpec, index: Index, lengths: Lengths) -> None:
+    def __init__(self, spec: PlanSpec, corpus: Corpus, lengths: Lengths) -> None:
         """
         Args:
             spec: the settings.
-            index: of the split that `spec` names.
-            lengths: of every sample of the index.
+            corpus: the samples of the shards that `spec` pins.
+            lengths: of every sample of the corpus.
         Raises:
             PlanError: no sample fits into a pack; one does not and `over_long` is "error"; with `last_batch` "drop" the
                 packs do not fill one batch.
         """
-        if not len(index) == len(lengths.tokens) == sum(shard.samples for shard in spec.shards):
+        if not len(corpus) == len(lengths.tokens) == sum(shard.samples for shard in spec.shards):
             raise ValueError(
-                f"index, lengths and spec disagree: {len(index)}, {len(lengths.tokens)}, "
+                f"corpus, lengths and spec disagree: {len(corpus)}, {len(lengths.tokens)}, "
                 f"{sum(shard.samples for shard in spec.shards)} samples"
             )
         self.spec = spec
-        self.index = index
+        self.corpus = corpus
         self.lengths = lengths
         self.over_long: Ints = np.flatnonzero(lengths.tokens > spec.pack_length)
         """Samples that are left out because no pack takes them."""
@@ -107,13 +107,13 @@ class Plan:
         spec, longest = self.spec, int(self.lengths.tokens.max(initial=0))
         if len(self.over_long) and spec.over_long == "error":
             raise PlanError(
-                f"{spec.split}: {len(self.over_long)} of {len(self.index)} samples are longer than pack_length "
+                f"{spec.split}: {len(self.over_long)} of {len(self.corpus)} samples are longer than pack_length "
                 f"{spec.pack_length}, first {self.key(int(self.over_long[0]))!r}, longest {longest} tokens; raise "
                 "pack_length or lower num_crops, or set over_long: skip to train without them"
             )
-        if len(self.over_long) == len(self.index):
+        if len(self.over_long) == len(self.corpus):
             raise PlanError(
-                f"{spec.split}: none of its {len(self.index)} samples fits into a pack of {spec.pack_length} tokens "
+                f"{spec.split}: none of its {len(self.corpus)} samples fits into a pack of {spec.pack_length} tokens "
                 f"(shortest {int(self.lengths.tokens.min(initial=longest))}); raise pack_length or lower num_crops"
             )
         if self.steps_in(0) == 0:
@@ -124,8 +124,8 @@ class Plan:
             )
 
     def key(self, sample: int) -> str:
-        """The key of a sample, by its number in the index."""
-        return self.index.entry(sample).key
+        """The key of a sample, by its number in the corpus."""
+        return self.corpus.key(sample)
 
     def _packs(self, epoch: int) -> PackList:
         """The packs of an epoch. The two latest are kept: a loader that looks ahead crosses from one to the next."""
@@ -136,7 +136,7 @@ class Plan:
                 counts = np.array([shard.samples for shard in spec.shards], np.int64)
                 order = epoch_order(counts, seed=spec.seed, epoch=epoch, block_shards=spec.block_shards)
             else:
-                order = np.arange(len(self.index), dtype=np.int64)
+                order = np.arange(len(self.corpus), dtype=np.int64)
             while len(self._epochs) > 1:
                 del self._epochs[next(iter(self._epochs))]
             self._epochs[epoch] = pack_epoch(

@@ -36,16 +36,14 @@ class Rate:
         return self.tokens / self.seconds
 
 
-def loader_rate(
-    plan: Plan, split_folder: Path, tokenizer_file: Path, *, workers: int, packs: int = 1000, seconds: float = 10.0
-) -> Rate:
+def loader_rate(plan: Plan, tokenizer_file: Path, *, workers: int, packs: int = 1000, seconds: float = 10.0) -> Rate:
     """Make packs of the first epoch in the background, as training would, and say how quickly they come.
 
     It reads what the first of as many ranks would as a batch has packs, one pack a step. The first pack comes with the
     start of the workers and is not counted, unless the epoch has no other.
 
     Args:
-        plan, split_folder, tokenizer_file: as for the loader.
+        plan, tokenizer_file: as for the loader.
         workers: processes that read and encode; 0 uses a thread of this one.
         packs, seconds: stop at whichever comes first.
     Raises:
@@ -57,7 +55,6 @@ def loader_rate(
     spent = 0.0
     with Loader(
         plan,
-        split_folder,
         tokenizer_file,
         rank=0,
         world=plan.spec.global_batch_packs,

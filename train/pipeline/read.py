@@ -4,9 +4,9 @@ import os
 from collections import OrderedDict
 from pathlib import Path
 
-from data.index import Index
 from data.schema import Sample, UserError
 from data.shards import parse_sample
+from train.pipeline.corpus import Corpus
 
 
 class ReadError(UserError):
@@ -14,34 +14,31 @@ class ReadError(UserError):
 
 
 class ShardReader:
-    """Reads samples of one split, with a bounded number of shards open at a time."""
+    """Reads samples of a corpus, with a bounded number of shards open at a time."""
 
-    def __init__(self, folder: Path, shard_names: tuple[str, ...], index: Index, max_open: int = 64) -> None:
+    def __init__(self, corpus: Corpus, max_open: int = 64) -> None:
         """
         Args:
-            folder: the split's, with the shards in it.
-            shard_names: in the order of the index.
-            index: of the split.
+            corpus: where each sample lies.
             max_open: shards kept open; the one not used for longest is closed first.
         """
-        self._paths = [folder / name for name in shard_names]
-        self._index = index
+        self._corpus = corpus
         self._max_open = max_open
         self._open: OrderedDict[int, int] = OrderedDict()
 
     def shard_path(self, sample: int) -> Path:
         """The shard that holds a sample."""
-        return self._paths[self._index.entry(sample).shard]
+        return self._corpus.shard_paths[self._corpus.entry(sample).shard]
 
     def read(self, sample: int) -> tuple[Sample, list[bytes]]:
-        """One sample by its number in the index: what it says and its pictures as stored.
+        """One sample by its number in the corpus: what it says and its pictures as stored.
 
         Raises:
             ShardError: its bytes are not those that were written, or not a sample.
             ReadError: the shard is gone or cannot be read.
         """
-        entry = self._index.entry(sample)
-        path = self._paths[entry.shard]
+        entry = self._corpus.entry(sample)
+        path = self._corpus.shard_paths[entry.shard]
         try:
             descriptor = self._descriptor(entry.shard)
             content = os.pread(descriptor, entry.length, entry.offset)
@@ -60,7 +57,7 @@ class ShardReader:
         else:
             if len(self._open) >= self._max_open:
                 os.close(self._open.popitem(last=False)[1])
-            self._open[shard] = os.open(self._paths[shard], os.O_RDONLY | os.O_CLOEXEC)
+            self._open[shard] = os.open(self._corpus.shard_paths[shard], os.O_RDONLY | os.O_CLOEXEC)
         return self._open[shard]
 
     def close(self) -> None:
