@@ -237,9 +237,10 @@ def bring_together(place: Place, environment: MutableMapping[str, str]) -> World
         deepspeed.init_distributed(timeout=TIMEOUT, auto_mpi_discovery=False, verbose=False)
     except torch.distributed.DistNetworkError as error:
         if "EADDRINUSE" in str(error):
+            free = free_port()
             raise StartError(
                 f"{address} is taken by another program (another training on this machine?); choose a free port: "
-                f"`deepspeed --master_port {free_port()} train/main.py …` or MASTER_PORT={free_port()}"
+                f"`deepspeed --master_port {free} train/main.py …` or MASTER_PORT={free}"
             ) from error
         raise StartError(f"rank {place.rank} cannot reach rank 0 at {address}: {error}") from error
     except torch.distributed.DistStoreError as error:
