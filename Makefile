@@ -5,6 +5,8 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 GPU ?=
+# Test files that run side by side.
+TEST_WORKERS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --constraint constraints.txt
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
@@ -37,7 +39,7 @@ quickstart: .venv/installed-train
 	@GPU=$(GPU) $(BIN)/python -m train.quickstart
 
 test: .venv/installed-dev
-	@$(BIN)/python -m pytest -m "not cluster"
+	@$(BIN)/python -m pytest -m "not cluster" -n $(TEST_WORKERS) --dist loadfile
 
 soak: .venv/installed-dev
 	@$(BIN)/python -m pytest -m "soak or not soak"
