@@ -1,4 +1,7 @@
-"""The published processor's picture steps, written anew from their description, to measure against."""
+"""The published processor's picture steps, written anew from their description, to measure against.
+
+Each step makes its own result, as there: one batch of one picture is stacked at the end.
+"""
 
 import math
 
@@ -22,9 +25,8 @@ def published_canvas(picture: Image.Image, num_crops: int) -> Image.Image:
         picture = picture.transpose(Image.Transpose.TRANSPOSE)
     ratio = picture.width / picture.height
     scale = 1
-    while scale * math.ceil(scale / ratio) <= num_crops:
+    while (scale + 1) * math.ceil((scale + 1) / ratio) <= num_crops:
         scale += 1
-    scale -= 1
     width = CROP * scale
     height = int(width / ratio)
     picture = picture.resize((width, height), Image.Resampling.BILINEAR)
@@ -42,10 +44,21 @@ def published_inputs(picture: Image.Image, num_crops: int) -> tuple[Tensor, tupl
     crops of zeros; (rows, columns) of the crops.
     """
     canvas = published_canvas(picture, num_crops)
-    pixels = torch.from_numpy(np.array(canvas)).permute(2, 0, 1).contiguous().to(torch.float32).div(255)
-    pixels = pixels.sub_(torch.tensor(MEAN)[:, None, None]).div_(torch.tensor(STD)[:, None, None])
+    pixels = to_normalised(canvas)
     view = F.interpolate(pixels[None], size=(CROP, CROP), mode="bicubic")
     rows, columns = canvas.height // CROP, canvas.width // CROP
-    crops = pixels.reshape(3, rows, CROP, columns, CROP).permute(1, 3, 0, 2, 4).reshape(-1, 3, CROP, CROP)
-    missing = torch.zeros(num_crops - rows * columns, 3, CROP, CROP)
-    return torch.cat((view, crops, missing)), (rows, columns)
+    crops = pixels.reshape(1, 3, rows, CROP, columns, CROP).permute(0, 2, 4, 1, 3, 5).reshape(-1, 3, CROP, CROP)
+    crops = torch.cat((view, crops))
+    if len(crops) < num_crops + 1:
+        crops = torch.cat((crops, torch.zeros(num_crops + 1 - len(crops), 3, CROP, CROP)))
+    return torch.stack((crops,))[0], (rows, columns)
+
+
+def to_normalised(canvas: Image.Image) -> Tensor:
+    """Pixels float32 [3, height, width]: scaled to 0 … 1, mean taken off, divided by the deviation.
+
+    Neither of the two steps works in place: as torchvision's `ToTensor` and `Normalize`.
+    """
+    pixels = torch.from_numpy(np.array(canvas, np.uint8)).permute(2, 0, 1).contiguous()
+    scaled = pixels.to(torch.float32).div(255)
+    return scaled.clone().sub_(torch.tensor(MEAN)[:, None, None]).div_(torch.tensor(STD)[:, None, None])

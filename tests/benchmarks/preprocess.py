@@ -1,0 +1,108 @@
+"""What a picture costs until the model can take it, on one core, beside the published processor's steps.
+
+`python -m tests.benchmarks.preprocess`: photographs as they are and enlarged to 1,344 pixels, at 16 and at 4 crops.
+What the device does in place of the worker (normalisation and global view) stands in columns of its own.
+"""
+
+import argparse
+import io
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from data.geometry import canvas
+from data.images import open_picture
+from tests.benchmarks.pairs import Timing, in_turns, keep_to_one_core, print_table
+from tests.benchmarks.published import CROP, published_inputs
+from tests.conftest import MATERIAL
+from train.model.crops import canvas_crops
+from train.model.image_embedding import global_views, normalise
+
+ENLARGED = 1344
+NEEDED_AT_16 = 4.0
+ALLOWED_AT_4 = 1.25
+NEEDED_BYTES = 4.0
+HEADER = (
+    *("photograph", "num_crops", "decode", "published", "ours", "bare resize", "normalise", "view"),
+    *("faster than published", "of the bare resize", "fewer bytes"),
+)
+
+
+def photographs(folder: Path, count: int) -> list[bytes]:
+    """The first so many files of the catalogue's training pictures."""
+    return [path.read_bytes() for path in sorted((folder / "images/train").glob("*.jpg"))[:count]]
+
+
+def enlarged(data: bytes, longer_side: int = ENLARGED) -> bytes:
+    """A photograph whose longer side has so many pixels, as JPEG."""
+    picture = Image.open(io.BytesIO(data)).convert("RGB")
+    factor = longer_side / max(picture.size)
+    size = (round(picture.width * factor), round(picture.height * factor))
+    out = io.BytesIO()
+    picture.resize(size, Image.Resampling.BICUBIC).save(out, "JPEG", quality=95)
+    return out.getvalue()
+
+
+def measure(data: bytes, num_crops: int, rounds: int) -> tuple[dict[str, Timing], float]:
+    """Times of each way for one photograph; how many times fewer bytes leave the worker."""
+    picture = open_picture(data)
+    place = canvas(picture.width, picture.height, num_crops, CROP)
+    size = (place.resized_width, place.resized_height)
+    crops, grid = canvas_crops(picture, num_crops)
+    on_device = torch.from_numpy(crops)
+    pixels = normalise(on_device)
+    published, _ = published_inputs(picture, num_crops)
+    assert torch.equal(pixels, published[1 : 1 + len(crops)])
+    timings = in_turns(
+        {
+            "published": lambda: published_inputs(picture, num_crops),
+            "ours": lambda: canvas_crops(picture, num_crops),
+            "resize": lambda: picture.resize(size, Image.Resampling.BILINEAR),
+            "decode": lambda: open_picture(data),
+            "normalise": lambda: normalise(on_device),
+            "view": lambda: global_views(pixels, [grid], [0], CROP),
+        },
+        rounds,
+    )
+    return timings, published.numel() * published.element_size() / crops.nbytes
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns 1 if a bound is missed."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.preprocess", description=__doc__)
+    parser.add_argument("--material", type=Path, default=MATERIAL, help="folder that holds clothing/")
+    parser.add_argument("--pictures", type=int, default=8, help="photographs (default: 8)")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each photograph (default: 7)")
+    options = parser.parse_args(arguments)
+    keep_to_one_core()
+    files = photographs(options.material / "clothing", options.pictures)
+    rows, missed = [], []
+    for size, sources in (("as it is", files), (f"{ENLARGED:,} px", [enlarged(data) for data in files])):
+        for num_crops in (16, 4):
+            found = [measure(data, num_crops, options.rounds) for data in sources]
+            times = {name: statistics.mean(one[name].median_s for one, _ in found) * 1e3 for name in found[0][0]}
+            faster = statistics.median(one["ours"].times_faster_than(one["published"]) for one, _ in found)
+            to_resize = statistics.median(one["resize"].times_faster_than(one["ours"]) for one, _ in found)
+            fewer = min(ratio for _, ratio in found)
+            cells = [f"{times[name]:.1f}" for name in ("decode", "published", "ours", "resize", "normalise", "view")]
+            rows.append((size, str(num_crops), *cells, f"{faster:.1f}×", f"{to_resize:.2f}×", f"{fewer:.1f}×"))
+            where = f"{size}, {num_crops} crops"
+            if num_crops == 16 and faster < NEEDED_AT_16:
+                missed.append(f"{where}: {faster:.2f}× as fast as the published steps, needs {NEEDED_AT_16:g}×")
+            if num_crops == 4 and to_resize > ALLOWED_AT_4:
+                missed.append(f"{where}: {to_resize:.2f}× the time of the bare resize, at most {ALLOWED_AT_4:g}×")
+            if fewer < NEEDED_BYTES:
+                missed.append(f"{where}: {fewer:.2f}× fewer bytes, needs {NEEDED_BYTES:g}×")
+    print_table(HEADER, rows)
+    print("Milliseconds a picture; decoding is in none of the others. normalise and view are the device's work.")
+    for line in missed:
+        print(f"missed: {line}", file=sys.stderr)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
