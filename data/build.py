@@ -27,6 +27,7 @@ from data.fetch import FetchCounts, FetchSettings, fetch
 from data.ledger import Ledger, Summary
 from data.manifest import CHAT_TEMPLATES, Manifest, ManifestError
 from data.mapping import Mapping, check_columns, load_mapping
+from data.places import is_folder, is_remote
 from data.plan import Plan, PlanMissing, load_plan, save_plan
 from data.progress import progress
 from data.schema import UserError
@@ -94,19 +95,26 @@ def _fetch(settings: BuildSettings, mapping: Mapping, ledger: Ledger, pool: Exec
     source = open_source(settings.source)
     check_columns(mapping, source.columns, settings.source)
     root = settings.image_root or source.picture_root
-    if not root.is_dir():
+    if not is_folder(root):
         raise UserError(
             f"{root}: there is no such folder; --image-root names the one where relative picture paths start"
         )
     fetching = FetchSettings(
         pictures=tuple(mapping.pictures),
-        image_root=root.resolve(),
+        chat=mapping.chat,
+        image_root=root if is_remote(root) else str(Path(root).resolve()),
         limits=DownloadLimits(),
         allowed_hosts=settings.allowed_hosts,
     )
     with progress("fetch", "rows", settings.limit) as report:
         counts = fetch(
-            islice(source.entries(), settings.limit), ledger, fetching, pool, settings.workers, source, report
+            map(mapping.screen, islice(source.entries(), settings.limit)),
+            ledger,
+            fetching,
+            pool,
+            settings.workers,
+            source,
+            report,
         )
     if counts.rows == 0:
         raise UserError(f"{settings.source} has column names but no rows; name the right file")

@@ -19,8 +19,8 @@ class BuildSettings:
     """Only the fetch step needs it."""
     output: Path
     steps: tuple[str, ...] = STEPS
-    image_root: Path | None = None
-    """Where relative picture paths start; the catalogue's folder if None."""
+    image_root: str | None = None
+    """Folder or URL where relative picture paths start; the catalogue's folder if None."""
     limit: int | None = None
     """Rows to take from the start."""
     workers: int = 2
@@ -36,12 +36,16 @@ def parse(arguments: list[str] | None = None) -> BuildSettings:
     parser = argparse.ArgumentParser(prog="python -m data.build", description="Build training shards from a catalogue.")
     parser.add_argument("--preset", required=True, help="burberry, clothing, or a mapping of your own: FILE.yaml")
     parser.add_argument(
-        "--source", help="catalogue: .csv, .tsv, .jsonl, .parquet, a folder with a metadata file, or hf:NAME[@REV]"
+        "--source",
+        help="catalogue: a .csv, .tsv, .jsonl, .json, .parquet or .tar file, a pattern or folder of these or of "
+        "pictures, here or at a URL such as s3://…, shards to render anew, or hf:NAME[:CONFIG][@REVISION]",
     )
     parser.add_argument("--output", required=True, type=Path, help="folder for the shards")
     parser.add_argument("--only", choices=STEPS, help="run one step alone")
     parser.add_argument(
-        "--image-root", type=Path, help="where relative picture paths start (default: the catalogue's folder)"
+        "--image-root",
+        metavar="DIR",
+        help="folder or URL where relative picture paths start (default: the catalogue's folder)",
     )
     parser.add_argument("--limit", type=_positive, metavar="N", help="take only the first N rows")
     parser.add_argument(

@@ -8,16 +8,17 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
+from data.chat import picture_values
 from data.checking import CheckJob, Failure, check_files
 from data.download import Downloader, DownloadError, DownloadLimits
+from data.entries import Entry, Source
 from data.images import MAX_PIXELS
 from data.ledger import PART_ROWS, Found, Ledger, Record, Summary
-from data.locate import Inside, Local, Remote, locate
+from data.locate import Inside, Local, Remote, Stored, locate, without_bytes
+from data.places import PlaceError, copy_here
 from data.schema import Rejected
-from data.sources import Entry, Source
 
 BATCH = 32  # pictures a worker is given at once
 _VERSION = 1
@@ -29,8 +30,10 @@ class FetchSettings:
 
     pictures: tuple[str, ...]
     """Columns."""
-    image_root: Path
-    """Absolute; where relative paths start, and which they must not leave."""
+    chat: str | None = None
+    """Column of conversations, which name pictures too."""
+    image_root: str
+    """An absolute path or a URL; where relative paths start, and which they must not leave."""
     max_pixels: int = MAX_PIXELS
     limits: DownloadLimits = field(default_factory=DownloadLimits)
     allowed_hosts: frozenset[str] = frozenset()
@@ -38,7 +41,7 @@ class FetchSettings:
 
     def fingerprint(self) -> str:
         """Of what changes results; time limits, retries and allowed hosts only change whether there is one."""
-        about = [_VERSION, PART_ROWS, self.pictures, str(self.image_root), self.max_pixels, self.limits.max_bytes]
+        about = [_VERSION, PART_ROWS, self.pictures, self.chat, self.image_root, self.max_pixels, self.limits.max_bytes]
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 
@@ -158,7 +161,7 @@ class _Fetch:
             return all(self._unchanged(picture) for picture in record.pictures)
         if record.stage != "fetch":
             return True
-        urls = [str(record.values.get(column) or "") for column in self._settings.pictures]
+        urls = [str(value) for value in picture_values(record.values, self._settings.pictures, self._settings.chat)]
         if not any(url.startswith(("http://", "https://")) for url in urls):
             return False
         refused = record.reason == "refused-address"
@@ -188,14 +191,16 @@ class _Fetch:
                 owners.append((entry, results))
                 if isinstance(entry, Rejected):
                     continue
-                for column in self._settings.pictures:
-                    where = locate(entry.values.get(column), self._settings.image_root)
+                for value in picture_values(entry.values, self._settings.pictures, self._settings.chat):
+                    where = locate(value, self._settings.image_root)
                     result: asyncio.Future[Found | Failure] = loop.create_future()
                     results.append(result)
                     if isinstance(where, Failure):
                         result.set_result(where)
                     elif isinstance(where, Remote):
                         group.create_task(self._download(where.url, result))
+                    elif isinstance(where, Stored):
+                        group.create_task(self._copy(where, result))
                     else:
                         batch.append((self._job(where), result))
                         if len(batch) == BATCH:
@@ -245,6 +250,17 @@ class _Fetch:
         else:
             await self._check([(self._arrived(path, url, attempts), result)])
 
+    async def _copy(self, where: Stored, result: "asyncio.Future[Found | Failure]") -> None:
+        path = self._incoming / str(next(self._names))
+        try:
+            await asyncio.to_thread(copy_here, where.url, path, self._settings.limits.max_bytes)
+        except (OSError, PlaceError) as error:
+            path.unlink(missing_ok=True)
+            reason = "missing-file" if isinstance(error, FileNotFoundError) else "unreadable-file"
+            result.set_result(Failure(reason=reason, detail=f"{where.name[:500]}: {error}"))
+        else:
+            await self._check([(self._arrived(path, where.name, 0), result)])
+
     def _record(self, entry: Entry, results: list[Found | Failure]) -> Record:
         if isinstance(entry, Rejected):
             return Record(
@@ -256,7 +272,7 @@ class _Fetch:
                 values={},
                 pictures=(),
             )
-        values = {name: _without_bytes(value) for name, value in entry.values.items()}
+        values = {name: without_bytes(value) for name, value in entry.values.items()}
         failure = next((one for one in results if isinstance(one, Failure)), None)
         return Record(
             row=entry.number,
@@ -267,12 +283,3 @@ class _Fetch:
             values=values,
             pictures=() if failure else tuple(one for one in results if isinstance(one, Found)),
         )
-
-
-def _without_bytes(value: Any) -> Any:
-    """A value as the ledger keeps it: a picture's bytes lie in downloads/, its name stays."""
-    if isinstance(value, bytes):
-        return None
-    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes | None) and "path" in value:
-        return value["path"]
-    return value

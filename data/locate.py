@@ -1,12 +1,14 @@
-"""What a picture column's value means: a file here, a URL, or the bytes themselves."""
+"""What a picture's value in a row means: a file here or far away, a URL, or the bytes themselves."""
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from data.checking import Failure
-from data.mapping import MISSING
+from data.places import is_remote
+from data.rules import is_missing
+
+_WEB = ("http://", "https://")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,15 @@ class Remote:
 
 
 @dataclass(frozen=True, slots=True)
+class Stored:
+    """A picture in an object store or another file system that fsspec knows."""
+
+    name: str
+    """As the catalogue has it."""
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
 class Inside:
     """A picture whose bytes the catalogue holds."""
 
@@ -33,11 +44,14 @@ class Inside:
     data: bytes
 
 
-def locate(value: Any, image_root: Path) -> Local | Remote | Inside | Failure:
+Place = Local | Remote | Stored | Inside | Failure
+
+
+def locate(value: Any, image_root: str) -> Place:
     """Where a picture's bytes are.
 
-    Arguments: the column's value: text, bytes, or {"bytes", "path"} as data sets have it; the folder that relative
-    paths start from and that none may leave.
+    Arguments: what the row has for it: text, bytes, or {"bytes", "path"} as data sets have it; the folder or URL that
+    relative paths start from and that none may leave.
     Returns a Failure (no-picture | bad-url | outside-root | bad-value) for what leads nowhere.
     """
     if isinstance(value, dict):
@@ -49,17 +63,52 @@ def locate(value: Any, image_root: Path) -> Local | Remote | Inside | Failure:
         value = name
     if isinstance(value, bytes):
         return Inside("", value)
-    if value is None or (isinstance(value, str) and value.strip() in MISSING):
+    if is_missing(value):
         return Failure(reason="no-picture", detail="the row names no picture")
     if not isinstance(value, str):
         return Failure(reason="bad-value", detail=f"a {type(value).__name__} names no picture")
     name = value.strip()
-    if name.lower().startswith(("http://", "https://")):
+    if name.lower().startswith(_WEB):
         return Remote(name)
-    if "://" in name:
-        return Failure(reason="bad-url", detail=f"{name[:500]}: only http and https are fetched")
-    root = str(image_root)
-    path = os.path.normpath(os.path.join(root, name))
-    if os.path.commonpath([root, path]) != root:
+    if is_remote(image_root) or is_remote(name):
+        return _far(name, image_root)
+    path = _within(name, image_root)
+    if path is None:
         return Failure(reason="outside-root", detail=f"{name[:500]} leads out of the pictures' folder")
     return Local(name, path)
+
+
+def _within(name: str, root: str) -> str | None:
+    path = os.path.normpath(os.path.join(root, name))
+    return path if os.path.commonpath([root, path]) == root else None
+
+
+def _far(name: str, root: str) -> Place:
+    """A picture below a root that is a URL; a full URL is taken if the root is one of the same store."""
+    store, _, folder = root.rstrip("/").rpartition("://")
+    kind, _, path = name.rpartition("://")
+    if kind and kind != store:
+        return Failure(
+            reason="bad-url", detail=f"{name[:500]}: only http and https are fetched, and what --image-root's store has"
+        )
+    found = _within("/" + path if kind else path.lstrip("/"), "/" if kind else "/" + folder)
+    if found is None:
+        return Failure(reason="outside-root", detail=f"{name[:500]} leads out of the pictures' folder")
+    url = f"{store}://{found.lstrip('/')}"
+    return Remote(url) if store in ("http", "https") else Stored(name, url)
+
+
+def without_bytes(value: Any) -> Any:
+    """A value as the ledger keeps it: a picture's bytes lie in downloads/, its name stays.
+
+    One without a name becomes {"path": None}, so that it still counts as a picture.
+    """
+    if isinstance(value, bytes):
+        return {"path": None}
+    if isinstance(value, dict):
+        if isinstance(value.get("bytes"), bytes):
+            return value["path"] if value.get("path") else {"path": None}
+        return {name: without_bytes(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [without_bytes(one) for one in value]
+    return value

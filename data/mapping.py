@@ -2,100 +2,56 @@
 
 import hashlib
 import re
-import string
 from collections.abc import Mapping as MappingType
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, ValidationError
 
-from data.schema import IMAGE_TAG, Sample, SampleError, UserError, nearest
+from data.chat import ChatError, listed_pictures, read_chat
+from data.rules import (
+    FieldRule,
+    FilterRule,
+    MappingError,
+    Piece,
+    SplitRule,
+    Strict,
+    ValueRejected,
+    is_missing,
+    parse_template,
+    read_number,
+)
+from data.schema import IMAGE_TAG, Rejected, Row, Sample, SampleError, nearest
 from data.shards import image_names
 
 PRESETS = Path(__file__).parent / "presets"
-MISSING = ("", "None", "nan", "NaN")  # what Python and pandas print for nothing
+ALL_IMAGES = "<|images|>"  # in a prompt: a tag for each picture of the row, each on a line
 MAX_TEXT = 100_000  # characters of a sample's messages
-_NUMBER = re.compile(r"[+-]?(\d{1,3}(,\d{3})+|\d+)(\.\d*)?([eE][+-]?\d+)?")
 _OPEN_TAG = re.compile(r"<\|(?=image_\d+\|>)")
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
 
-class MappingError(UserError):
-    """A mapping that cannot be used."""
-
-
-class ValueRejected(Exception):
-    """A row whose values do not make a sample; `reason` is the class it is counted under."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A stretch of a template: fixed text, then a column's value unless `column` is None."""
-
-    literal: str
-    column: str | None
-    spec: str
-
-
-def parse_template(template: str, name: str) -> list[Piece]:
-    """Cut "Product: {title}, {price:.2f}" into pieces. A name in braces is a column, whatever characters it has.
-
-    Raises MappingError for braces that do not close, empty or nested ones, and conversions.
-    """
-    pieces = []
-    try:
-        for literal, column, spec, conversion in string.Formatter().parse(template):
-            if column == "" or conversion or "{" in (spec or ""):
-                raise ValueError("braces hold a column's name, then at most ':' and a format")
-            pieces.append(Piece(literal, column, spec or ""))
-    except ValueError as error:
-        raise MappingError(
-            f"{name} {template!r}: {error}; a brace that is meant as text is written twice: {{{{"
-        ) from error
-    return pieces
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class FieldRule(_Strict):
-    """A field that scoring compares."""
-
-    column: str
-    type: Literal["text", "category", "number"]
-
-
-class SplitRule(_Strict):
-    """How rows are dealt to splits: by a stable hash of the product, or as a column says."""
-
-    fractions: dict[str, float] | None = None
-    column: str | None = None
-
-
-class Mapping(_Strict):
+class Mapping(Strict):
     """What a catalogue's columns mean."""
 
     key: str | None = None
     """Column that names a row; without it, its number does."""
     product: str | None = None
     """Column whose equal values belong in one split; without it, the key."""
-    pictures: list[str]
-    """Columns of the pictures, in the order of <|image_1|>, <|image_2|>, …"""
-    prompt: str
+    pictures: list[str] = Field(default_factory=list)
+    """Columns of the pictures, in the order of <|image_1|>, <|image_2|>, …; each holds one or a list."""
+    prompt: str | None = None
     """The user's text, image tags and {columns} included."""
-    answer: str
+    answer: str | None = None
     """The assistant's text."""
-    fields: dict[str, FieldRule] = {}
+    chat: str | None = None
+    """Column of whole conversations, in place of prompt and answer."""
+    filters: list[FilterRule] = Field(default_factory=list)
+    """Which rows are taken; all of them have to agree."""
+    fields: dict[str, FieldRule] = Field(default_factory=dict)
     chat_template: Literal["bare", "phi3v"] = "phi3v"
     split: SplitRule
     keep: list[str] | None = None
@@ -103,11 +59,11 @@ class Mapping(_Strict):
 
     @cached_property
     def prompt_pieces(self) -> list[Piece]:
-        return parse_template(self.prompt, "prompt")
+        return parse_template(self.prompt or "", "prompt")
 
     @cached_property
     def answer_pieces(self) -> list[Piece]:
-        return parse_template(self.answer, "answer")
+        return parse_template(self.answer or "", "answer")
 
     @cached_property
     def number_columns(self) -> frozenset[str]:
@@ -118,12 +74,15 @@ class Mapping(_Strict):
         """Every column that the mapping names."""
         pieces = [piece.column for piece in (*self.prompt_pieces, *self.answer_pieces) if piece.column]
         fields = [rule.column for rule in self.fields.values()]
-        single = [name for name in (self.key, self.product, self.split.column) if name]
-        return list(dict.fromkeys([*single, *self.pictures, *pieces, *fields, *(self.keep or [])]))
+        filters = [rule.column for rule in self.filters]
+        single = [name for name in (self.key, self.product, self.split.column, self.chat) if name]
+        return list(dict.fromkeys([*single, *self.pictures, *pieces, *fields, *filters, *(self.keep or [])]))
 
     @property
-    def answer_template(self) -> str:
-        """The answer's template in terms of the target fields, by which answers are read back."""
+    def answer_template(self) -> str | None:
+        """The answer's template in terms of the target fields, to read answers by; None for conversations."""
+        if self.chat:
+            return None
         names: dict[str, str] = {}
         for name, rule in self.fields.items():
             names.setdefault(rule.column, name)
@@ -138,16 +97,27 @@ class Mapping(_Strict):
         return text
 
     @property
-    def question(self) -> str:
-        """The user's text as it is asked, if no column has a part in it; else its template."""
-        if any(piece.column for piece in self.prompt_pieces):
-            return self.prompt
-        return "".join(piece.literal for piece in self.prompt_pieces)
+    def question(self) -> str | None:
+        """The user's text as it is asked of one picture, if no column has a part in it; else its template."""
+        if self.prompt is None:
+            return None
+        asks = any(piece.column for piece in self.prompt_pieces)
+        text = self.prompt if asks else "".join(piece.literal for piece in self.prompt_pieces)
+        return text.replace(ALL_IMAGES, "<|image_1|>")
+
+    def screen(self, entry: Row | Rejected) -> Row | Rejected:
+        """A row as it is, or set aside as `filtered`: nothing is fetched for it."""
+        if isinstance(entry, Row):
+            for rule in self.filters:
+                if why := rule.refuses(entry.values.get(rule.column)):
+                    key, detail = self.key_of(entry.number, entry.values), f"column {rule.column!r}: {why}"
+                    return Rejected(number=entry.number, key=key, stage="read", reason="filtered", detail=detail)
+        return entry
 
     def key_of(self, number: int, values: MappingType[str, Any]) -> str:
         """A key safe as a member's name; equal values give equal keys, so the caller makes them unique."""
         raw = values.get(self.key) if self.key else None
-        if raw is None or str(raw).strip() in MISSING:
+        if is_missing(raw) or not str(raw).strip():
             return f"{number:09d}"
         text = str(raw).strip()
         safe = _UNSAFE.sub("-", text)[:60]
@@ -158,15 +128,15 @@ class Mapping(_Strict):
     def product_of(self, number: int, values: MappingType[str, Any]) -> str:
         """The product a row belongs to; a row without one is a product of its own."""
         raw = values.get(self.product) if self.product else None
-        if raw is None or str(raw).strip() in MISSING:
+        if is_missing(raw) or not str(raw).strip():
             return self.key_of(number, values)
         return str(raw).strip()
 
     def split_of(self, values: MappingType[str, Any]) -> str:
         """The split that the split column names. Raises ValueRejected: no-split | bad-split."""
         raw = values.get(self.split.column or "")
-        name = "" if raw is None else str(raw).strip()
-        if name in MISSING:
+        name = "" if is_missing(raw) else str(raw).strip()
+        if not name:
             raise ValueRejected("no-split", f"column {self.split.column!r} is empty")
         if not _SPLIT_NAME.fullmatch(name):
             raise ValueRejected("bad-split", f"column {self.split.column!r}: {name[:80]!r} cannot name a folder")
@@ -176,22 +146,17 @@ class Mapping(_Strict):
         """Render a row.
 
         Arguments: the row's number and values; the sample's key; the formats of its pictures, in order.
-        Raises ValueRejected: missing | bad-number | bad-value | bad-text | too-long.
+        Raises ValueRejected: missing | bad-number | bad-value | bad-text | bad-chat | too-long.
         """
-        user = self._render(self.prompt_pieces, values, prompt=True)
-        fixed = "".join(piece.literal for piece in self.prompt_pieces)
-        if IMAGE_TAG.findall(user) != IMAGE_TAG.findall(fixed):
-            raise ValueRejected("bad-text", "columns side by side make up an image tag")
-        answer = self._render(self.answer_pieces, values, prompt=False)
-        if len(user) + len(answer) > MAX_TEXT:
-            raise ValueRejected(
-                "too-long", f"{len(user) + len(answer):,} characters of text, at most {MAX_TEXT:,} are taken"
-            )
+        messages = self._conversation(values) if self.chat else self._turns(values, len(formats))
+        said = sum(len(message["content"]) for message in messages)
+        if said > MAX_TEXT:
+            raise ValueRejected("too-long", f"{said:,} characters of text, at most {MAX_TEXT:,} are taken")
         kept = values if self.keep is None else {name: values.get(name) for name in self.keep}
         try:
             return Sample(
                 key=key,
-                messages=({"role": "user", "content": user}, {"role": "assistant", "content": answer}),
+                messages=tuple(messages),
                 images=image_names(formats),
                 target={name: self._value(rule.column, values) for name, rule in self.fields.items()},
                 source={"row": number, "columns": dict(kept)},
@@ -199,10 +164,28 @@ class Mapping(_Strict):
         except SampleError as error:
             raise ValueRejected("bad-value", str(error)) from error
 
-    def _render(self, pieces: list[Piece], values: MappingType[str, Any], prompt: bool) -> str:
+    def _turns(self, values: MappingType[str, Any], pictures: int) -> list[dict[str, str]]:
+        """Question and answer of a row."""
+        tags = "\n".join(f"<|image_{number}|>" for number in range(1, pictures + 1))
+        user = self._render(self.prompt_pieces, values, tags)
+        fixed = "".join(piece.literal.replace(ALL_IMAGES, tags) for piece in self.prompt_pieces)
+        if IMAGE_TAG.findall(user) != IMAGE_TAG.findall(fixed):
+            raise ValueRejected("bad-text", "columns side by side make up an image tag")
+        answer = self._render(self.answer_pieces, values, None)
+        return [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
+
+    def _conversation(self, values: MappingType[str, Any]) -> list[dict[str, str]]:
+        listed = sum(len(listed_pictures(values.get(column), required=False)) for column in self.pictures)
+        try:
+            return read_chat(values.get(self.chat or ""), listed).messages
+        except ChatError as error:
+            raise ValueRejected("bad-chat", f"column {self.chat!r}: {error}") from error
+
+    def _render(self, pieces: list[Piece], values: MappingType[str, Any], tags: str | None) -> str:
+        """A template's text; `tags` are those of all pictures in a prompt, None in an answer."""
         text = ""
         for piece in pieces:
-            text += piece.literal
+            text += piece.literal if tags is None else piece.literal.replace(ALL_IMAGES, tags)
             if piece.column is None:
                 continue
             value = self._value(piece.column, values)
@@ -213,30 +196,18 @@ class Mapping(_Strict):
                     "bad-value", f"column {piece.column!r}: {value!r} as {piece.spec!r}: {error}"
                 ) from error
             # A picture is named by the mapping alone: the tag's opening is broken in what a catalogue brings.
-            text += _OPEN_TAG.sub("<| ", said) if prompt else said
+            text += said if tags is None else _OPEN_TAG.sub("<| ", said)
         return text
 
     def _value(self, column: str, values: MappingType[str, Any]) -> str | float:
         value = values.get(column)
-        if value is None or (isinstance(value, str) and value.strip() in MISSING):
+        if is_missing(value):
             raise ValueRejected("missing", f"column {column!r} is empty")
         if column in self.number_columns:
-            return _number(column, value)
+            return read_number(column, value)
         if isinstance(value, list | dict | bytes):
             raise ValueRejected("bad-value", f"column {column!r} holds a {type(value).__name__}, not text")
         return str(value)
-
-
-def _number(column: str, value: Any) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    text = str(value).strip()
-    if not _NUMBER.fullmatch(text):
-        raise ValueRejected("bad-number", f"column {column!r}: {text[:80]!r} is no number")
-    number = float(text.replace(",", ""))
-    if number in (float("inf"), float("-inf")):
-        raise ValueRejected("bad-number", f"column {column!r}: {text[:80]!r} is no finite number")
-    return number
 
 
 def load_mapping(preset: str) -> Mapping:
@@ -285,13 +256,14 @@ def make_mapping(record: dict[str, Any], where: str) -> Mapping:
 
 
 def _check(mapping: Mapping, where: str) -> None:
-    tags = {int(number) for piece in mapping.prompt_pieces for number in IMAGE_TAG.findall(piece.literal)}
-    wanted = set(range(1, len(mapping.pictures) + 1))
-    if tags != wanted:
-        raise MappingError(
-            f"{where}: the prompt names pictures {sorted(tags)}, the mapping has {len(wanted)} picture columns; "
-            f"write {''.join(f'<|image_{number}|>' for number in sorted(wanted)) or 'no image tag'} into the prompt"
-        )
+    if mapping.chat is not None:
+        named = [name for name in ("prompt", "answer") if getattr(mapping, name) is not None]
+        if named or mapping.fields:
+            raise MappingError(f"{where}: chat takes whole conversations; leave out {', '.join(named) or 'fields'}")
+    elif mapping.prompt is None or mapping.answer is None:
+        raise MappingError(f"{where}: a mapping needs prompt and answer, or chat with the column of conversations")
+    else:
+        _check_tags(mapping, where)
     shown = {piece.column for piece in mapping.answer_pieces}
     for name, rule in mapping.fields.items():
         if rule.column not in shown:
@@ -308,6 +280,20 @@ def _check(mapping: Mapping, where: str) -> None:
         for name in split.fractions:
             if not _SPLIT_NAME.fullmatch(name):
                 raise MappingError(f"{where}: split {name!r} cannot name a folder; use letters, digits, _ and -")
+
+
+def _check_tags(mapping: Mapping, where: str) -> None:
+    literals = "".join(piece.literal for piece in mapping.prompt_pieces)
+    tags = {int(number) for number in IMAGE_TAG.findall(literals)}
+    if ALL_IMAGES in literals and mapping.pictures and not tags and literals.count(ALL_IMAGES) == 1:
+        return
+    wanted = set(range(1, len(mapping.pictures) + 1))
+    if tags != wanted or ALL_IMAGES in literals:
+        raise MappingError(
+            f"{where}: the prompt names pictures {sorted(tags)}, the mapping has {len(wanted)} picture columns; "
+            f"write {''.join(f'<|image_{number}|>' for number in sorted(wanted)) or 'no image tag'} into the prompt, "
+            f"or {ALL_IMAGES} once for all pictures of a row"
+        )
 
 
 def check_columns(mapping: Mapping, columns: tuple[str, ...], where: str) -> None:

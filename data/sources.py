@@ -1,227 +1,122 @@
-"""Where rows come from: each source a stream of rows in a fixed order, so that a row's number is its position."""
+"""Where rows come from: what a person names by --source, each a stream of rows in a fixed order."""
 
-import csv
-import json
-import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from data.schema import Rejected, Row, UserError
+from data.entries import Source, SourceError, Values, number_rows
+from data.folders import METADATA_FILES, metadata_rows, picture_rows
+from data.hub import hub_rows
+from data.places import PlaceError, glob, is_file, is_folder, join, list_folder, parent, walk
+from data.tables import PACKED, Reader, open_table, table_kind
+from data.tars import BuiltShards, tar_rows
 
-MAX_CELL = 1_000_000  # characters; what is longer is no product's text
-METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.tsv", "metadata.parquet")
-Entry = Row | Rejected
-
-
-class SourceError(UserError):
-    """A catalogue that is not there or cannot be read as one."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """A catalogue."""
-
-    name: str
-    """As it is recorded: a file's name without its folder, or hf:NAME@REV."""
-    columns: tuple[str, ...]
-    picture_root: Path
-    """Where relative picture paths start unless told otherwise."""
-    entries: Callable[[], Iterator[Entry]]
-    """A new pass over the rows; a row that cannot be read is a Rejected in its place."""
+KINDS = ".csv, .tsv, .jsonl, .json, .parquet, .tar"
+_LOOK = 64  # samples of a tar that are looked at for the names of their members
 
 
 def open_source(where: str) -> Source:
-    """Open a catalogue: a .csv, .tsv, .jsonl or .parquet file, a folder with a metadata file, or hf:NAME[@REVISION].
+    """Open a catalogue: a file, a pattern (*.parquet), a folder, each here or at a URL, or hf:NAME[:CONFIG][@REVISION].
 
-    Raises SourceError if it is not there, not one of these, or has no columns.
+    A folder is the first of: shards that were built; a data set that datasets saved; pictures with metadata files;
+    tables of one kind; tars; pictures.
+    Raises SourceError if it is not there, none of these, or has no columns; PlaceError if it cannot be reached.
     """
     if where.startswith("hf:"):
-        return _hub(where)
-    path = Path(where)
-    if path.is_dir():
-        found = [path / name for name in METADATA_FILES if (path / name).is_file()]
-        if not found:
-            raise SourceError(
-                f"{path} is a folder without a metadata file; put one of {', '.join(METADATA_FILES)} into it, with the "
-                "column file_name naming the pictures, or name the catalogue's file itself"
-            )
-        path = found[0]
-    if not path.is_file():
-        beside = sorted(one.name for one in path.parent.iterdir())[:8] if path.parent.is_dir() else []
-        hint = (
-            f"; in {path.parent} there are {', '.join(beside)}"
-            if beside
-            else f"; there is no folder {path.parent} either"
-        )
-        raise SourceError(f"{path}: there is no such catalogue{hint}")
-    openers = {".csv": _csv, ".tsv": _csv, ".jsonl": _jsonl, ".ndjson": _jsonl, ".parquet": _parquet}
-    opener = openers.get(path.suffix.lower())
-    if opener is None:
-        raise SourceError(
-            f"{path}: a catalogue ends in {', '.join(openers)}; convert it, or rename it if it is one of these"
-        )
-    columns, entries = opener(path)
-    return Source(name=path.name, columns=tuple(columns), picture_root=path.parent, entries=entries)
-
-
-Opened = tuple[list[str], Callable[[], Iterator[Entry]]]
-
-
-def _csv(path: Path) -> Opened:
-    with path.open("rb") as stream:
-        start = stream.read(4)
-    encoding = "utf-16" if start.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
-    csv.field_size_limit(16 * MAX_CELL)
-
-    def records() -> Iterator[list[str]]:
-        # surrogateescape: one bad byte costs its row, not the catalogue.
-        with path.open(encoding=encoding, errors="surrogateescape", newline="") as lines:
-            reader = csv.reader(lines, delimiter=_delimiter(path, encoding))
-            try:
-                yield from (record for record in reader if record)
-            except (csv.Error, UnicodeError) as error:
-                raise SourceError(f"{path}, line {reader.line_num}: {error}; mend that line, or remove it") from error
-
-    columns = next(records(), None)
-    if columns is None:
-        raise SourceError(f"{path} is empty: a catalogue starts with a line of column names")
-    twice = sorted({name for name in columns if columns.count(name) > 1})
-    if twice:
-        raise SourceError(
-            f"{path}: the column name(s) {', '.join(map(repr, twice))} stand there twice; rename one of each"
-        )
-
-    def entries() -> Iterator[Entry]:
-        stream = records()
-        next(stream)
-        for number, record in enumerate(stream):
-            if len(record) != len(columns):
-                yield _bad_row(number, f"{len(record)} cells under {len(columns)} column names")
-            else:
-                yield _entry(number, dict(zip(columns, record, strict=True)))
-
-    return columns, entries
-
-
-def _delimiter(path: Path, encoding: str) -> str:
-    if path.suffix.lower() == ".tsv":
-        return "\t"
-    with path.open(encoding=encoding, errors="surrogateescape") as lines:
-        header = lines.readline(MAX_CELL)
-    return ";" if ";" in header and "," not in header else ","
-
-
-def _jsonl(path: Path) -> Opened:
-    def entries() -> Iterator[Entry]:
-        with path.open("rb") as lines:
-            number = 0
-            for line in lines:
-                if not line.strip():
-                    continue
-                try:
-                    values = json.loads(line.decode("utf-8-sig"))
-                except (ValueError, RecursionError) as error:
-                    yield _bad_row(number, f"not JSON: {error}")
-                else:
-                    if isinstance(values, dict):
-                        yield _entry(number, values)
-                    else:
-                        yield _bad_row(number, f"a JSON {type(values).__name__}, not an object")
-                number += 1
-
-    first = next((entry for entry in entries() if isinstance(entry, Row)), None)
-    if first is None:
-        raise SourceError(f"{path} is empty: none of its lines is a JSON object")
-    return list(first.values), entries
-
-
-def _parquet(path: Path) -> Opened:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+        columns, rows = hub_rows(where)
+        return _source(where, str(Path.cwd()), columns, rows)
     try:
-        columns = pq.read_schema(path).names
-    except (pa.ArrowInvalid, OSError) as error:
-        raise SourceError(f"{path} is not a Parquet file: {error}") from error
+        if is_folder(where):
+            return _folder(where.rstrip("/") or where)
+        if is_file(where):
+            return _files(where, [where], parent(where))
+        if any(mark in where for mark in "*?["):
+            found = glob(where)
+            if not found:
+                raise SourceError(f"{where}: no file is named like that")
+            return _files(where, found, parent(where.partition("*")[0] + "x"))
+    except FileNotFoundError as error:
+        raise SourceError(f"{where}: {error}") from error
+    raise _not_there(where)
 
-    def entries() -> Iterator[Entry]:
-        number = 0
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=256):
-                for values in batch.to_pylist():
-                    yield _entry(number, values)
-                    number += 1
 
-    return columns, entries
+def _source(where: str, root: str, columns: list[str], rows: Reader) -> Source:
+    name = where if where.startswith("hf:") else where.rstrip("/").rpartition("/")[2] or where
+    return Source(name=name, columns=tuple(columns), picture_root=root, entries=lambda: number_rows(rows()))
 
 
-def _hub(where: str) -> Source:
-    """A data set of the Hugging Face hub, of a local cache or folder; all its splits one after the other, and each row
-    with the column `split` unless it has one."""
-    import datasets
-
-    name, _, revision = where.removeprefix("hf:").partition("@")
+def _not_there(where: str) -> SourceError:
+    folder = parent(where)
     try:
-        splits = datasets.load_dataset(name, revision=revision or None)
-    except Exception as error:  # the library raises a dozen classes for "not found", "no access" and "no network"
-        raise SourceError(
-            f"{where}: datasets cannot load it ({type(error).__name__}: {error}); check the name and the network "
-            "(HF_HUB_OFFLINE must not be set unless it is in the local cache), or download it and name the file"
-        ) from error
-    undecoded = {}
-    for split, rows in splits.items():
-        for column, feature in rows.features.items():
-            if isinstance(feature, datasets.Image):
-                rows = rows.cast_column(column, datasets.Image(decode=False))
-        undecoded[split] = rows
-    columns = list(dict.fromkeys(column for rows in undecoded.values() for column in rows.column_names))
-
-    def entries() -> Iterator[Entry]:
-        number = 0
-        for split, rows in undecoded.items():
-            for values in rows:
-                yield _entry(number, {"split": split} | values)
-                number += 1
-
-    return Source(
-        name=where, columns=tuple(dict.fromkeys([*columns, "split"])), picture_root=Path.cwd(), entries=entries
+        files, folders = list_folder(folder)
+    except (OSError, PlaceError):
+        return SourceError(f"{where}: there is no such catalogue; there is no folder {folder} either")
+    beside = [*files, *folders][:8]
+    return SourceError(
+        f"{where}: there is no such catalogue; in {folder} there are {', '.join(beside) or 'no files at all'}"
     )
 
 
-def _entry(number: int, values: dict[str, Any]) -> Entry:
-    """A row with values that JSON can hold, pictures' bytes aside."""
-    plain = {str(name): plain_value(value) for name, value in values.items()}
-    for name, value in plain.items():
-        if isinstance(value, str):
-            if len(value) > MAX_CELL:
-                return Rejected(
-                    number=number,
-                    key=None,
-                    stage="read",
-                    reason="too-long",
-                    detail=f"column {name!r}: {len(value):,} characters",
-                )
-            if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
-                return Rejected(
-                    number=number, key=None, stage="read", reason="bad-text", detail=f"column {name!r} is not Unicode"
-                )
-    return Row(number=number, values=plain)
+def _files(where: str, files: list[str], root: str) -> Source:
+    """Files of one kind, one after the other."""
+    tars = [file for file in files if _is_tar(file)]
+    if tars and len(tars) == len([file for file in files if not file.endswith(".parquet")]):
+        return _tars(where, tars, {file for file in files if file.endswith(".parquet")}, root)
+    kinds = {table_kind(file) for file in files}
+    if kinds - {None} != kinds or len(kinds) > 1:
+        what = ", ".join(sorted({file.rpartition("/")[2] for file in files})[:8])
+        raise SourceError(
+            f"{where}: a catalogue is one or more files of one kind, which end in {KINDS}; found {what}; "
+            "convert it, or rename it if it is one of these"
+        )
+    opened = [open_table(files[0])]
+
+    def rows() -> Iterator[Values]:
+        yield from opened[0][1]()
+        for file in files[1:]:
+            yield from open_table(file)[1]()
+
+    return _source(where, root, opened[0][0], rows)
 
 
-def plain_value(value: Any) -> Any:
-    """A value as JSON can hold it: dates and decimals as text, NaN and infinities as None; bytes stay (a picture's)."""
-    if value is None or isinstance(value, str | bool | int | bytes):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(name): plain_value(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain_value(one) for one in value]
-    return str(value)
+def _is_tar(file: str) -> bool:
+    for end in PACKED:
+        file = file.removesuffix(end)
+    return file.lower().endswith((".tar", ".tgz"))
 
 
-def _bad_row(number: int, detail: str) -> Rejected:
-    return Rejected(number=number, key=None, stage="read", reason="bad-row", detail=detail)
+def _tars(where: str, tars: list[str], beside: set[str], root: str) -> Source:
+    rows = partial(tar_rows, tars, beside)
+    columns: dict[str, None] = {}
+    for _, values in zip(range(_LOOK), rows(), strict=False):
+        columns |= dict.fromkeys(values if isinstance(values, dict) else ())
+    if not columns:
+        raise SourceError(f"{where}: there is no sample in {tars[0]}; is it a WebDataset tar?")
+    return _source(where, root, list(columns), rows)
+
+
+def _folder(where: str) -> Source:
+    files, _ = list_folder(where)
+    if "manifest.json" in files and (built := BuiltShards.open(where)):
+        first = next(built.rows(), None)
+        if not isinstance(first, dict):
+            raise SourceError(f"{where}: there is no sample in these shards")
+        return _source(where, where, list(first), built.rows)
+    if "dataset_dict.json" in files or {"state.json", "dataset_info.json"} <= set(files):
+        columns, rows = hub_rows(f"hf:{where}")
+        return _source(where, where, columns, rows)
+    tables: list[str] = []
+    tars: list[str] = []
+    metadata: list[str] = []
+    for inside, names in walk(where):
+        paths = [f"{inside}/{name}".lstrip("/") for name in names]
+        metadata += [path for path, name in zip(paths, names, strict=True) if name in METADATA_FILES]
+        tables += [path for path in paths if table_kind(path) in ("csv", "tsv", "parquet") or path.endswith("l")]
+        tars += [path for path in paths if _is_tar(path)]
+    if metadata:
+        return _source(where, where, *metadata_rows(where, metadata))
+    tables = [path for path in tables if table_kind(path)]
+    if tars or tables:
+        found = [*tars, *tables] if tars and all(path.endswith(".parquet") for path in tables) else tars or tables
+        return _files(where, [join(where, path) for path in found], where)
+    return _source(where, where, *picture_rows(where))

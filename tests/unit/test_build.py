@@ -166,7 +166,7 @@ def test_a_sample_holds_what_its_row_says_and_its_picture(catalogue: Catalogue) 
 def test_building_twice_gives_the_same_bytes(catalogue: Catalogue) -> None:
     catalogue.build("a")
     shutil.copytree(catalogue.folder / "pictures", catalogue.folder / "moved" / "pictures")
-    catalogue.build("b", workers=1, image_root=catalogue.folder / "moved")
+    catalogue.build("b", workers=1, image_root=str(catalogue.folder / "moved"))
     assert contents(catalogue.folder / "a") == contents(catalogue.folder / "b")
     assert {"manifest.json", "rejected.jsonl", "train/index.arrow", "train/shard-000000.tar"} <= set(
         contents(catalogue.folder / "a")

@@ -16,11 +16,11 @@ from PIL import Image
 
 from data.checking import Failure
 from data.download import CheckedResolver, DownloadError, DownloadLimits
+from data.entries import Entry, Source
 from data.fetch import FetchCounts, FetchSettings, fetch
 from data.ledger import PART_ROWS, Ledger, LedgerError, Record
 from data.locate import Inside, Local, Remote, locate
 from data.schema import Rejected, Row
-from data.sources import Entry, Source
 
 LIMITS = DownloadLimits(timeout_s=0.5, attempts=3, backoff_s=0.01, max_bytes=100_000)
 
@@ -43,7 +43,7 @@ def run(folder: Path, values: list[Any], **changes: Any) -> tuple[list[Record], 
         value if isinstance(value, Rejected) else Row(number=number, values={"p": value, "n": number})
         for number, value in enumerate(values)
     ]
-    settings = FetchSettings(pictures=("p",), image_root=folder, limits=LIMITS)
+    settings = FetchSettings(pictures=("p",), image_root=str(folder), limits=LIMITS)
     source = Source(name="rows.csv", columns=("p", "n"), picture_root=folder, entries=lambda: iter(entries))
     ledger = Ledger(folder / "out" / "downloads")
     with ThreadPoolExecutor(1) as pool:
@@ -185,7 +185,7 @@ def test_what_is_wrong_with_local_pictures_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_value_means(value: object, where: object) -> None:
-    assert locate(value, Path("/root")) == where
+    assert locate(value, "/root") == where
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_what_a_value_means(value: object, where: object) -> None:
     [("/etc/passwd", "outside-root"), ("/rooted/a", "outside-root"), ("file:///a", "bad-url"), (5, "bad-value")],
 )
 def test_what_a_value_must_not_mean(value: object, reason: str) -> None:
-    found = locate(value, Path("/root"))
+    found = locate(value, "/root")
     assert isinstance(found, Failure)
     assert found.reason == reason
 
@@ -319,7 +319,7 @@ def test_a_source_that_breaks_off_ends_the_fetch_and_keeps_what_is_done(tmp_path
         raise LedgerError("the catalogue broke off")
 
     source = Source(name="rows.csv", columns=("p",), picture_root=tmp_path, entries=entries)
-    settings = FetchSettings(pictures=("p",), image_root=tmp_path, limits=LIMITS)
+    settings = FetchSettings(pictures=("p",), image_root=str(tmp_path), limits=LIMITS)
     ledger = Ledger(tmp_path / "out")
     with ThreadPoolExecutor(1) as pool, pytest.raises(LedgerError, match="broke off"):
         fetch(entries(), ledger, settings, pool, 1, source, lambda _: None)

@@ -8,6 +8,7 @@ import pytest
 
 from data.manifest import CHAT_TEMPLATES
 from data.mapping import Mapping, MappingError, ValueRejected, check_columns, load_mapping, make_mapping
+from data.schema import Rejected, Row
 
 BURBERRY = {
     "product_code": "801",
@@ -104,6 +105,34 @@ def test_a_column_that_has_another_fields_name_is_kept_apart() -> None:
 def test_several_pictures_a_row() -> None:
     mapping = plain(pictures=["front", "back"], prompt="<|image_2|><|image_1|>?")
     assert mapping.sample(0, {"name": "x"}, "k", ["jpg", "png"]).images == ("0.jpg", "1.png")
+
+
+def test_one_tag_for_all_pictures_of_a_row() -> None:
+    mapping = plain(pictures=["photos"], prompt="<|images|>\nWhat is {name}?")
+    sample = mapping.sample(0, {"name": "<|images|>"}, "k", ["jpg", "png"])
+    assert sample.messages[0]["content"] == "<|image_1|>\n<|image_2|>\nWhat is <|images|>?"
+    assert plain(pictures=["photos"], prompt="<|images|>?").question == "<|image_1|>?"
+
+
+@pytest.mark.parametrize(
+    ("rule", "row", "taken"),
+    [
+        ({"any_of": ["USA", 5]}, {"x": "USA"}, True),
+        ({"any_of": ["USA", 5]}, {"x": 5}, True),
+        ({"any_of": ["USA"]}, {"x": "GBR"}, False),
+        ({"any_of": ["USA"]}, {}, False),
+        ({"none_of": [""]}, {"x": None}, False),
+        ({"none_of": ["GBR"]}, {"x": "USA"}, True),
+        ({"min": 10.0, "max": 20.0}, {"x": "1,5"}, False),
+        ({"min": 10.0, "max": 2000.0}, {"x": "1,950.00"}, True),
+        ({"min": 10.0}, {"x": 9}, False),
+        ({"max": 10.0}, {"x": None}, False),
+    ],
+)
+def test_filters_set_rows_aside_before_anything_is_fetched(rule: dict[str, Any], row: Any, taken: bool) -> None:
+    entry = Row(number=3, values=row)
+    found = plain(filters=[{"column": "x", **rule}]).screen(entry)
+    assert found is entry if taken else isinstance(found, Rejected) and found.reason == "filtered"
 
 
 def test_kept_columns_can_be_chosen() -> None:
