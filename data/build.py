@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data.build_options import BuildSettings, parse
-from data.download import DownloadLimits
+from data.failures import counted, remedies
 from data.fetch import FetchCounts, FetchSettings, fetch
 from data.ledger import Ledger, Summary
 from data.manifest import CHAT_TEMPLATES, Manifest, ManifestError
@@ -37,6 +37,8 @@ from data.whole import write_whole
 from data.workers import worker_pool
 from data.write import write_shards
 
+# Rows that are well and have no place of their own: no reason to doubt a catalogue.
+SET_ASIDE = frozenset({"duplicate"})
 # Of the machine, not of the program: said without a traceback.
 MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
@@ -103,8 +105,11 @@ def _fetch(settings: BuildSettings, mapping: Mapping, ledger: Ledger, pool: Exec
         pictures=tuple(mapping.pictures),
         chat=mapping.chat,
         image_root=root if is_remote(root) else str(Path(root).resolve()),
-        limits=DownloadLimits(),
+        limits=settings.limits,
         allowed_hosts=settings.allowed_hosts,
+        robots=settings.robots,
+        probe=settings.probe,
+        retry=settings.retry,
     )
     with progress("fetch", "rows", settings.limit) as report:
         counts = fetch(
@@ -151,7 +156,7 @@ def _split(settings: BuildSettings, mapping: Mapping, ledger: Ledger, outcome: O
         save_plan(folder, plan, wanted)
         outcome.changed = True
     outcome.plan = plan
-    _check_rejected(plan, settings.max_rejected, rejected_path)
+    _check_rejected(plan, summary, settings)
 
 
 def _plan_settings(settings: BuildSettings, mapping: Mapping, summary: Summary) -> str:
@@ -159,17 +164,24 @@ def _plan_settings(settings: BuildSettings, mapping: Mapping, summary: Summary) 
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 
-def _check_rejected(plan: Plan, allowed: float, path: Path) -> None:
-    rejected = sum(plan.rejected.values())
-    reasons = ", ".join(
-        f"{count:,} {reason}" for reason, count in sorted(plan.rejected.items(), key=lambda one: -one[1])
-    )
-    if "refused-address" in plan.rejected:
-        reasons += " (--allow-host HOST lets a host of one's own network be asked)"
-    if rejected > allowed * plan.rows:
+def _check_rejected(plan: Plan, summary: Summary, settings: BuildSettings) -> None:
+    """Raise UserError if more downloads failed, or more of the other rows were rejected, than is allowed."""
+    path = settings.output / "rejected.jsonl"
+    failed = sum(summary.failed.values())
+    if failed > settings.max_failed_downloads * summary.urls:
         raise UserError(
-            f"{rejected:,} of {plan.rows:,} rows were rejected ({rejected / plan.rows:.1%}, allowed {allowed:.1%}): "
-            f"{reasons}; {path} says why of each; mend them, or allow more with --max-rejected; what was done is kept"
+            f"{failed:,} of {summary.urls:,} URLs failed ({failed / summary.urls:.1%}, allowed "
+            f"{settings.max_failed_downloads:.1%}): {counted(summary.failed)}; {remedies(summary.failed)}; "
+            f"--max-failed-downloads allows more; {path} says why of each; what was done is kept"
+        )
+    others = plan.rows - summary.rows_failed
+    rejected = sum(count for reason, count in plan.rejected.items() if reason not in SET_ASIDE) - summary.rows_failed
+    reasons = counted(plan.rejected)
+    if rejected > settings.max_rejected * others:
+        raise UserError(
+            f"{rejected:,} of {others:,} rows were rejected, failed downloads aside ({rejected / others:.1%}, allowed "
+            f"{settings.max_rejected:.1%}): {reasons}; {path} says why of each; mend them, or allow more with "
+            "--max-rejected; what was done is kept"
         )
     if not plan.splits:
         raise UserError(f"none of the {plan.rows:,} rows is left ({reasons}); {path} says why of each")

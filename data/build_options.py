@@ -4,6 +4,8 @@ import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data.download import DownloadLimits
+from data.failures import failure_classes
 from data.plan import ShardSize
 
 STEPS = ("fetch", "split", "write")
@@ -25,9 +27,19 @@ class BuildSettings:
     """Rows to take from the start."""
     workers: int = 2
     """Processes; 0 does all in this one."""
+    limits: DownloadLimits = field(default_factory=DownloadLimits)
     allowed_hosts: frozenset[str] = frozenset()
-    max_rejected: float = 0.2
-    """Share of the rows that may be rejected."""
+    """Hosts that may have addresses that are not public."""
+    robots: bool = True
+    """Whether sites are asked for their robots.txt, and obeyed."""
+    probe: bool = True
+    """Whether to stop if most of the first URLs fail."""
+    retry: frozenset[str] = frozenset()
+    """Classes of failure of an earlier run to try again."""
+    max_failed_downloads: float = 0.3
+    """Share of the URLs that may fail."""
+    max_rejected: float = 0.05
+    """Share of the other rows that may be rejected."""
     size: ShardSize = field(default_factory=ShardSize)
 
 
@@ -52,19 +64,13 @@ def parse(arguments: list[str] | None = None) -> BuildSettings:
         "--workers", type=_not_negative, default=2, metavar="N", help="processes; 0 for none (default: 2)"
     )
     parser.add_argument(
-        "--allow-host",
-        action="append",
-        default=[],
-        metavar="HOST",
-        help="fetch from this host also if its address is not public; repeatable",
-    )
-    parser.add_argument(
         "--max-rejected",
         type=_share,
-        default=0.2,
+        default=0.05,
         metavar="SHARE",
-        help="share of the rows that may be rejected (default: 0.2)",
+        help="share of the rows that may be rejected, failed downloads aside (default: 0.05)",
     )
+    _add_downloads(parser)
     parser.add_argument(
         "--shard-samples",
         type=_positive,
@@ -88,10 +94,77 @@ def parse(arguments: list[str] | None = None) -> BuildSettings:
         image_root=values.image_root,
         limit=values.limit,
         workers=values.workers,
+        limits=DownloadLimits(
+            max_bytes=values.max_picture_mb << 20,
+            timeout_s=values.timeout,
+            deadline_s=values.deadline,
+            attempts=values.attempts,
+            backoff_s=values.backoff,
+            connections=values.connections,
+            connections_per_host=values.connections_per_host,
+            per_host_rate=values.per_host_rate,
+        ),
         allowed_hosts=frozenset(values.allow_host),
+        robots=not values.no_robots,
+        probe=not values.no_probe,
+        retry=values.retry,
+        max_failed_downloads=values.max_failed_downloads,
         max_rejected=values.max_rejected,
         size=ShardSize(samples=values.shard_samples, bytes=values.shard_mb << 20),
     )
+
+
+def _add_downloads(parser: argparse.ArgumentParser) -> None:
+    usual = DownloadLimits()
+    group = parser.add_argument_group("downloads")
+    group.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="fetch from this host also if its address is not public; repeatable",
+    )
+    group.add_argument("--no-robots", action="store_true", help="neither robots.txt nor X-Robots-Tag is respected")
+    group.add_argument("--no-probe", action="store_true", help="go on even if most of the first 200 URLs fail")
+    group.add_argument(
+        "--retry",
+        type=_classes,
+        default=frozenset(),
+        metavar="CLASSES",
+        help="of the URLs that failed earlier, try these again: dns,429,timeout (classes as in rejected.jsonl)",
+    )
+    group.add_argument(
+        "--max-failed-downloads",
+        type=_share,
+        default=0.3,
+        metavar="SHARE",
+        help="share of the URLs that may fail (default: 0.3)",
+    )
+    numbers = (
+        ("--connections", _positive, usual.connections, "N", "requests at once"),
+        ("--connections-per-host", _positive, usual.connections_per_host, "N", "requests at once to one host"),
+        ("--per-host-rate", _seconds, usual.per_host_rate, "N", "requests a second to one host; 0: no bound"),
+        ("--timeout", _seconds, usual.timeout_s, "S", "seconds for one attempt, by the clock"),
+        ("--deadline", _seconds, usual.deadline_s, "S", "seconds for all attempts of one URL, by the clock"),
+        ("--attempts", _positive, usual.attempts, "N", "attempts for one URL, where another may help"),
+        ("--backoff", _seconds, usual.backoff_s, "S", "seconds before the second attempt, doubled before each further"),
+        ("--max-picture-mb", _positive, usual.max_bytes >> 20, "MB", "MiB of one picture at most"),
+    )
+    for name, kind, default, unit, meaning in numbers:
+        group.add_argument(name, type=kind, default=default, metavar=unit, help=f"{meaning} (default: {default:g})")
+
+
+def _classes(text: str) -> frozenset[str]:
+    try:
+        return failure_classes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _seconds(text: str) -> float:
+    if not 0 <= float(text) < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 up")
+    return float(text)
 
 
 def _positive(text: str) -> int:

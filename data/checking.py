@@ -1,5 +1,6 @@
 """What a worker does with fetched files: prove each to be a picture and put it where the ledger says."""
 
+import errno
 import os
 import stat
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ class CheckJob:
     """As the catalogue names it."""
     path: str
     ours: bool
-    """Downloaded by us: moved into pictures/ or removed. Else it is read where it is and left alone."""
+    """Brought here by us: also kept in pictures/. Else it is read where it is."""
     downloads: str
     attempts: int
     max_pixels: int
@@ -40,29 +41,25 @@ def check_files(jobs: list[CheckJob]) -> list[Found | Failure]:
 def _check_file(job: CheckJob) -> Found | Failure:
     path = Path(job.path)
     try:
-        try:
-            status = path.stat()
-            if not stat.S_ISREG(status.st_mode):
-                return Failure(reason="not-a-file", detail=f"{job.url[:500]} is not a plain file")
-            if status.st_size > job.max_bytes:
-                return Failure(reason="too-large", detail=f"{job.url[:500]}: {status.st_size:,} bytes")
-            data = path.read_bytes()
-        except FileNotFoundError:
-            return Failure(reason="missing-file", detail=f"{job.url[:500]} is not there")
-        except (OSError, ValueError) as error:
-            what = error.strerror if isinstance(error, OSError) else str(error)
-            return Failure(reason="unreadable-file", detail=f"{job.url[:500]}: {what}")
-        try:
-            picture = check_picture(data, job.max_pixels)
-        except PictureError as error:
-            return Failure(reason=error.reason, detail=f"{job.url[:500]}: {error.detail}")
-        place, mtime_ns = job.path, status.st_mtime_ns
-        if job.ours or picture.data is not data:
-            place, mtime_ns = f"pictures/{picture.sha256[:2]}/{picture.sha256}.{picture.format}", 0
-            _keep(Path(job.downloads) / place, picture.data)
-    finally:
-        if job.ours:
-            path.unlink(missing_ok=True)
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            return Failure(reason="not-a-file", detail=f"{job.url[:500]} is not a plain file")
+        if status.st_size > job.max_bytes:
+            return Failure(reason="too-large", detail=f"{job.url[:500]}: {status.st_size:,} bytes")
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return Failure(reason="missing-file", detail=f"{job.url[:500]} is not there")
+    except (OSError, ValueError) as error:
+        what = error.strerror if isinstance(error, OSError) else str(error)
+        return Failure(reason="unreadable-file", detail=f"{job.url[:500]}: {what}")
+    try:
+        picture = check_picture(data, job.max_pixels)
+    except PictureError as error:
+        return Failure(reason=error.reason, detail=f"{job.url[:500]}: {error.detail}")
+    place, mtime_ns = job.path, status.st_mtime_ns
+    if job.ours or picture.data is not data:
+        place, mtime_ns = f"pictures/{picture.sha256[:2]}/{picture.sha256}.{picture.format}", 0
+        _keep(Path(job.downloads) / place, picture.data, path if job.ours and picture.data is data else None)
     return Found(
         url=job.url,
         place=place,
@@ -77,12 +74,22 @@ def _check_file(job: CheckJob) -> Found | Failure:
     )
 
 
-def _keep(path: Path, data: bytes) -> None:
-    """Put bytes under a name made from their hash. Not synced: the ledger says what they must be, and a file that a
-    power cut emptied is fetched again."""
+def _keep(path: Path, data: bytes, already: Path | None) -> None:
+    """Put bytes under a name made from their hash; `already`: a file of ours that holds just these.
+
+    Not synced: the ledger says what they must be, and a file that a power cut emptied is fetched again.
+    """
     if path.is_file() and path.stat().st_size == len(data):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    beside.write_bytes(data)
+    try:
+        if already is None:
+            beside.write_bytes(data)
+        else:
+            beside.hardlink_to(already)
+    except OSError as error:
+        if already is None or error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        beside.write_bytes(data)  # the file system knows no links, or a killed process left the name taken
     os.replace(beside, path)

@@ -1,126 +1,75 @@
-"""URLs into files: one at a time checked, bounded and retried; only ever from addresses that were checked."""
+"""URLs into files: each within its limits, again where that may help, and only from addresses that were checked."""
 
 import asyncio
-import ipaddress
-import socket
+import os
+import random
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
-from urllib.parse import urljoin, urlsplit
+from time import time
 
 import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
 
-USER_AGENT = "phi3-vision-tuner/0.1 (shard builder; fetches product pictures of the catalogue it was given)"
+from data.addresses import CheckedResolver
+from data.failures import DownloadError
+from data.hosts import Host, Hosts
+from data.images import SIGNATURES
+from data.robots import AGENT, MAX_ROBOTS_BYTES, Answer, Robots, forbids_training
+
+USER_AGENT = f"{AGENT}/0.1 (shard builder; fetches product pictures of the catalogue it was given)"
 RETRIED_STATUS = (408, 425, 429, 500, 502, 503, 504)
+REDIRECTS = (301, 302, 303, 307, 308)
 REASONS = {401: "forbidden", 403: "forbidden", 404: "not-found", 410: "not-found", 429: "too-many-requests"}
-CHUNK = 1 << 16
+UNANSWERED = ("timeout", "connection")
+HEAD_BYTES = 16  # that tell a picture from a web page
+HELD_BYTES = 1 << 18  # of a picture in memory before the rest goes to its file as it comes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DownloadLimits:
-    """What one URL may cost."""
+    """What one URL may cost, and how much is asked at once."""
 
     max_bytes: int = 32 << 20
-    timeout_s: float = 30.0
+    timeout_s: float = 20.0
     """By the clock, for one attempt: name, connection, redirects and content together."""
+    deadline_s: float = 90.0
+    """By the clock, for all attempts of a URL and the pauses between them."""
     attempts: int = 4
     backoff_s: float = 1.0
-    """Before the second attempt; doubled before each further one."""
+    """Before the second attempt; doubled before each further one, by chance up to half more or less."""
     max_redirects: int = 5
-    concurrency: int = 64
+    connections: int = 128
+    connections_per_host: int = 16
+    per_host_rate: float = 50.0
+    """Requests a second; 0 for no bound."""
 
 
-class DownloadError(Exception):
-    """A URL that gave no bytes; `reason` is the class it is counted under."""
+@dataclass(slots=True)
+class Visit:
+    """What asking for a URL took; filled in on the way, so that a failure tells it too."""
 
-    def __init__(self, reason: str, detail: str, retry_after_s: float | None = None) -> None:
-        super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
-        self.retry_after_s = retry_after_s
-        """Not None: worth another attempt, after at least so long."""
-
-
-class CheckedResolver(AbstractResolver):
-    """Resolves each host once and hands out only public addresses, or any of a host that is allowed."""
-
-    def __init__(self, allowed_hosts: frozenset[str]) -> None:
-        self._allowed = allowed_hosts
-        self._known: dict[tuple[str, int], asyncio.Task[list[ResolveResult]]] = {}
-
-    async def check(self, host: str, port: int) -> None:
-        """Raise DownloadError (dns | refused-address) unless all of the host's addresses may be connected to."""
-        await asyncio.shield(self._task(host, port))
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        """The checked addresses; aiohttp connects to these and to no others."""
-        return await asyncio.shield(self._task(host, port))
-
-    def _task(self, host: str, port: int) -> "asyncio.Task[list[ResolveResult]]":
-        task = self._known.get((host, port))
-        if task is None or (task.done() and task.exception() is not None and _passes(task.exception())):
-            task = self._known[host, port] = asyncio.ensure_future(self._resolve(host, port))
-        return task
-
-    async def _resolve(self, host: str, port: int) -> list[ResolveResult]:
-        try:
-            infos = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError) as error:
-            passing = isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
-            raise DownloadError("dns", f"{host}: {error}", 0.0 if passing else None) from error
-        addresses = []
-        for family, _, proto, _, address in infos:
-            ip = str(address[0])
-            if host not in self._allowed and not _public(ip):
-                raise DownloadError(
-                    "refused-address", f"{host} is {ip}, not a public address; --allow-host {host} permits it"
-                )
-            addresses.append(
-                ResolveResult(
-                    hostname=host,
-                    host=ip,
-                    port=port,
-                    family=family,
-                    proto=proto,
-                    flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
-                )
-            )
-        return addresses
-
-    async def close(self) -> None:
-        """Nothing is held open."""
-
-
-def _passes(error: BaseException | None) -> bool:
-    return isinstance(error, DownloadError) and error.retry_after_s is not None
-
-
-def _public(address: str) -> bool:
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        # An IPv4 address in IPv6 clothes (mapped, 6to4, NAT64) is judged as what it leads to.
-        inner = ip.ipv4_mapped or ip.sixtofour
-        if ip in ipaddress.ip_network("64:ff9b::/96"):
-            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        if inner is not None:
-            ip = inner
-    return ip.is_global and not ip.is_multicast
+    host: str = ""
+    robots: str = ""
+    """allowed | none (no robots.txt) | disallowed | unreachable | noai | ignored; empty if it did not come so far."""
+    attempts: int = 0
+    """Requests for the picture itself, redirects aside."""
 
 
 class Downloader:
     """Fetches URLs with bounded concurrency; use as an async context manager."""
 
-    def __init__(self, limits: DownloadLimits, allowed_hosts: frozenset[str]) -> None:
+    def __init__(self, limits: DownloadLimits, allowed_hosts: frozenset[str], robots: bool = True) -> None:
         self._limits = limits
-        self._resolver = CheckedResolver(allowed_hosts)
-        self._slots = asyncio.Semaphore(limits.concurrency)
+        self._resolver = CheckedResolver(allowed_hosts, limits.timeout_s, limits.backoff_s)
+        self._hosts = Hosts(limits.connections_per_host, limits.per_host_rate)
+        self._slots = asyncio.Semaphore(limits.connections)
+        self._robots = Robots(self._ask_robots) if robots else None
+        self._chance = random.Random()
 
     async def __aenter__(self) -> "Downloader":
         # Bytes as the server sends them: what is packed again is no picture, and an unpacked bomb is never made.
-        connector = aiohttp.TCPConnector(resolver=self._resolver, limit=self._limits.concurrency, use_dns_cache=False)
+        connector = aiohttp.TCPConnector(resolver=self._resolver, limit=0, use_dns_cache=False)
         self._session = aiohttp.ClientSession(
             connector=connector,
             headers={"User-Agent": USER_AGENT, "Accept": "image/*", "Accept-Encoding": "identity"},
@@ -133,70 +82,212 @@ class Downloader:
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
-    async def fetch(self, url: str, path: Path) -> int:
-        """Download a URL into a file. Returns the number of attempts it took.
+    async def fetch(self, text: str, path: Path, visit: Visit) -> None:
+        """Download a URL into a file, which is there in whole when this returns, and removed if it raises.
 
-        Raises DownloadError: bad-url | dns | refused-address | forbidden | not-found | too-many-requests |
-        server-error | http-error | redirects | timeout | connection | too-large.
+        `visit` is filled in.
+
+        Raises DownloadError with one of the classes of `data.failures`.
         """
-        async with self._slots:
-            for attempt in range(1, self._limits.attempts + 1):
+        url = _parsed(text)
+        visit.host = url.raw_host or ""
+        host = self._hosts.of(visit.host)
+        host.check()
+        await self._permit(url, host, visit)
+        try:
+            await self._with_attempts(url, host, path, visit)
+        except DownloadError as error:
+            if error.reason in UNANSWERED:
+                host.failed(error.detail)
+            elif error.reason != "gave-up":
+                host.answered()
+            raise
+        host.answered()
+
+    async def _permit(self, url: URL, host: Host, visit: Visit | None) -> None:
+        """Raise DownloadError unless the host's address and its robots.txt let this URL be asked for."""
+        # Here, and not only when connecting: aiohttp asks no resolver about an address in the URL itself.
+        await self._resolver.check(url.raw_host or "", url.port or 0)
+        verdict = "ignored"
+        if self._robots is not None:
+            try:
+                verdict, delay_s = await self._robots.check(url)
+                host.slow_down(delay_s)
+            except DownloadError as error:
+                if visit is not None:
+                    visit.robots = "disallowed" if error.reason == "robots" else "unreachable"
+                raise
+        if visit is not None:
+            visit.robots = verdict
+
+    async def _with_attempts(self, url: URL, host: Host, path: Path, visit: Visit) -> None:
+        limits, now = self._limits, asyncio.get_running_loop().time
+        end: float | None = None
+        failure: DownloadError | None = None
+        for attempt in range(1, limits.attempts + 1):
+            async with host.turn(), self._slots:
+                host.check()
+                end = end or now() + limits.deadline_s
+                if failure is not None and now() >= end:
+                    break
+                visit.attempts = attempt
                 try:
-                    async with asyncio.timeout(self._limits.timeout_s):
-                        await self._attempt(url, path)
-                    return attempt
+                    async with asyncio.timeout_at(min(now() + limits.timeout_s, end)):
+                        await self._follow(url, host, path, visit)
+                    return
                 except TimeoutError:
-                    failure = DownloadError("timeout", f"nothing whole after {self._limits.timeout_s:g} s", 0.0)
+                    failure = DownloadError("timeout", f"nothing whole after {limits.timeout_s:g} s", 0.0)
                 except (aiohttp.ClientError, OSError, ValueError) as error:
                     failure = DownloadError("connection", f"{type(error).__name__}: {error}", 0.0)
                 except DownloadError as error:
                     failure = error
-                if failure.retry_after_s is None or attempt == self._limits.attempts:
-                    raise failure
-                pause = self._limits.backoff_s * 2 ** (attempt - 1)
-                await asyncio.sleep(min(max(pause, failure.retry_after_s), self._limits.timeout_s))
-        raise AssertionError("every attempt returns or raises")
+            if failure.retry_after_s is None or attempt == limits.attempts:
+                break
+            pause = limits.backoff_s * 2 ** (attempt - 1) * self._chance.uniform(0.5, 1.5)
+            pause = max(pause, failure.retry_after_s)
+            if failure.reason == "too-many-requests":
+                host.hold(min(pause, limits.deadline_s))
+            if now() + pause > end:
+                failure.detail += f"; not asked again, as {limits.deadline_s:g} s are a URL's deadline"
+                break
+            await asyncio.sleep(pause)
+        assert failure is not None
+        raise failure
 
-    async def _attempt(self, url: str, path: Path) -> None:
+    async def _follow(self, url: URL, host: Host, path: Path, visit: Visit) -> None:
         for _ in range(self._limits.max_redirects + 1):
-            await self._check(url)
             async with self._session.get(url, allow_redirects=False) as response:
                 target = response.headers.get("Location")
-                if response.status in (301, 302, 303, 307, 308) and target:
-                    url = urljoin(url, target)
-                    continue
-                if response.status != 200:
-                    raise _refusal(response)
-                await self._save(response, path)
-                return
-        raise DownloadError("redirects", f"more than {self._limits.max_redirects}, the last one to {url[:200]}")
+                if response.status not in REDIRECTS or not target:
+                    await self._receive(response, path, visit)
+                    return
+            url = _joined(url, target)
+            other = self._hosts.of(url.raw_host or "")
+            await self._permit(url, other, visit)
+            if other is not host:
+                await asyncio.sleep(other.reserve())
+                host = other
+        raise DownloadError("redirects", f"more than {self._limits.max_redirects}, the last one to {str(url)[:200]}")
 
-    async def _check(self, url: str) -> None:
-        try:
-            parts = urlsplit(url)
-            host, port = parts.hostname, parts.port
-        except ValueError as error:
-            raise DownloadError("bad-url", f"{url[:200]}: {error}") from error
-        if parts.scheme not in ("http", "https") or not host or parts.username is not None:
-            raise DownloadError("bad-url", f"{url[:200]}: only plain http and https are fetched")
-        # Also for an address in the URL itself, which aiohttp would connect to without asking the resolver.
-        await self._resolver.check(host, port or (443 if parts.scheme == "https" else 80))
+    async def _receive(self, response: aiohttp.ClientResponse, path: Path, visit: Visit) -> None:
+        if response.status != 200:
+            raise _refusal(response)
+        wish = forbids_training(response.headers.getall("X-Robots-Tag", ()))
+        if wish and self._robots is not None:
+            visit.robots = "noai"
+            raise DownloadError("noai", f"the server's X-Robots-Tag says {wish}")
+        packing = response.headers.get("Content-Encoding", "identity").lower()
+        if packing != "identity":
+            raise DownloadError("packed", f"the server sends it packed ({packing[:50]}), though asked for plain bytes")
+        if (response.content_length or 0) > self._limits.max_bytes:
+            raise self._too_large(f"{response.content_length:,} bytes announced")
+        await self._save(response, path)
 
     async def _save(self, response: aiohttp.ClientResponse, path: Path) -> None:
-        received = 0
-        with path.open("wb") as stream:
-            async for chunk in response.content.iter_chunked(CHUNK):
-                received += len(chunk)
-                if received > self._limits.max_bytes:
-                    raise DownloadError("too-large", f"more than {self._limits.max_bytes:,} bytes")
-                stream.write(chunk)
+        held, held_bytes, received, checked = list[bytes](), 0, 0, False
+        try:
+            with path.open("wb", buffering=0) as stream:
+                async for chunk in response.content.iter_any():
+                    held.append(chunk)
+                    held_bytes += len(chunk)
+                    received += len(chunk)
+                    if received > self._limits.max_bytes:
+                        raise self._too_large(f"{received:,} bytes came and there were more")
+                    if not checked and received >= HEAD_BYTES:
+                        _check_head(b"".join(held))
+                        checked = True
+                    if held_bytes >= HELD_BYTES:
+                        _write(stream.fileno(), held)
+                        held, held_bytes = [], 0
+                _write(stream.fileno(), held)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+    def _too_large(self, what: str) -> DownloadError:
+        return DownloadError("too-large", f"{what}, at most {self._limits.max_bytes:,} are taken")
+
+    async def _ask_robots(self, url: URL) -> Answer:
+        """The robots.txt of an origin, asked for like a picture: within the same limits, again where that may help."""
+        limits, origin = self._limits, url
+        answer, failure = Answer(0, ""), DownloadError("timeout", "")
+        for attempt in range(1, limits.attempts + 1):
+            host = self._hosts.of(url.raw_host or "")
+            async with host.turn(), self._slots:
+                try:
+                    async with asyncio.timeout(limits.timeout_s):
+                        answer = await self._robots_text(origin)
+                    if answer.status not in RETRIED_STATUS or attempt == limits.attempts:
+                        return answer
+                except TimeoutError:
+                    failure = DownloadError("timeout", f"nothing whole after {limits.timeout_s:g} s")
+                except (aiohttp.ClientError, OSError, ValueError) as error:
+                    failure = DownloadError("connection", f"{type(error).__name__}: {error}")
+            if attempt < limits.attempts:
+                await asyncio.sleep(limits.backoff_s * 2 ** (attempt - 1) * self._chance.uniform(0.5, 1.5))
+        raise failure
+
+    async def _robots_text(self, url: URL) -> Answer:
+        for _ in range(self._limits.max_redirects + 1):
+            await self._resolver.check(url.raw_host or "", url.port or 0)
+            async with self._session.get(url, allow_redirects=False) as response:
+                target = response.headers.get("Location")
+                if response.status not in REDIRECTS or not target:
+                    text = bytearray()
+                    if response.status == 200:
+                        async for chunk in response.content.iter_any():
+                            text += chunk
+                            if len(text) >= MAX_ROBOTS_BYTES:
+                                break
+                    return Answer(response.status, text[:MAX_ROBOTS_BYTES].decode("utf-8-sig", "replace"))
+            url = _joined(url, target)
+        return Answer(0, "")
+
+
+def _parsed(text: str) -> URL:
+    """A URL in the one form that is checked and connected to. Raises DownloadError (bad-url)."""
+    try:
+        url = URL(text)
+        port = url.port
+    except ValueError as error:
+        raise DownloadError("bad-url", f"{error}") from error
+    if url.scheme not in ("http", "https") or not url.raw_host or not port or url.raw_user is not None:
+        raise DownloadError("bad-url", f"{text[:200]}: only plain http and https are fetched")
+    return url
+
+
+def _joined(url: URL, target: str) -> URL:
+    """Where a redirect leads. Raises DownloadError (bad-url)."""
+    try:
+        return _parsed(str(url.join(URL(target))))
+    except ValueError as error:
+        raise DownloadError("bad-url", f"redirected to {target[:200]!r}: {error}") from error
 
 
 def _refusal(response: aiohttp.ClientResponse) -> DownloadError:
     status = response.status
     reason = REASONS.get(status, "server-error" if status >= 500 else "http-error")
-    retry: float | None = None
-    if status in RETRIED_STATUS:
-        after: Any = response.headers.get("Retry-After", "")
-        retry = float(after) if after.isdigit() else 0.0
+    retry = _retry_after_s(response.headers.get("Retry-After", "")) if status in RETRIED_STATUS else None
     return DownloadError(reason, f"HTTP {status}", retry)
+
+
+def _retry_after_s(value: str) -> float:
+    """Seconds of a Retry-After header, which has a number or a date; 0 for what is neither."""
+    if value.strip().isdecimal():
+        return float(value)
+    try:
+        return max(parsedate_to_datetime(value).timestamp() - time(), 0.0)
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+
+
+def _check_head(head: bytes) -> None:
+    """Stop a download that starts like no picture; whether it is one is found out by decoding it."""
+    if not head.startswith((*SIGNATURES, b"BM", b"II+\0", b"MM\0+")):
+        raise DownloadError("not-a-picture", f"it starts with {head[:HEAD_BYTES]!r}")
+
+
+def _write(descriptor: int, chunks: list[bytes]) -> None:
+    data = memoryview(b"".join(chunks))
+    while data:
+        data = data[os.write(descriptor, data) :]

@@ -3,25 +3,29 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
-from dataclasses import dataclass, field
-from itertools import count, islice
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from data.chat import picture_values
-from data.checking import CheckJob, Failure, check_files
-from data.download import Downloader, DownloadError, DownloadLimits
+from data.checkers import Checkers, lost
+from data.checking import CheckJob, Failure
+from data.download import Downloader, DownloadError, DownloadLimits, Visit
 from data.entries import Entry, Source
 from data.images import MAX_PIXELS
-from data.ledger import PART_ROWS, Found, Ledger, Record, Summary
-from data.locate import Inside, Local, Remote, Stored, locate, without_bytes
+from data.incoming import Incoming
+from data.ledger import PART_ROWS, Found, Ledger, Lost, Record, Summary
+from data.pending import Ask, Bring, Check, Open, Part, PartReader, Pending, unchanged
 from data.places import PlaceError, copy_here
+from data.probe import Probe, ProbeFailed
+from data.progress import Report
 from data.schema import Rejected
+from data.urls import UrlStore
 
-BATCH = 32  # pictures a worker is given at once
-_VERSION = 1
+PARTS_AT_ONCE = 16  # so that a slow host's URLs do not keep the others waiting
+_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,11 +42,25 @@ class FetchSettings:
     limits: DownloadLimits = field(default_factory=DownloadLimits)
     allowed_hosts: frozenset[str] = frozenset()
     """Hosts that may have addresses that are not public."""
+    robots: bool = True
+    """Whether to do as robots.txt and X-Robots-Tag say."""
+    probe: bool = True
+    """Whether to stop if most of the first URLs fail."""
+    retry: frozenset[str] = frozenset()
+    """Classes of failure of an earlier run to try again."""
 
     def fingerprint(self) -> str:
-        """Of what changes results; time limits, retries and allowed hosts only change whether there is one."""
-        about = [_VERSION, PART_ROWS, self.pictures, self.chat, self.image_root, self.max_pixels, self.limits.max_bytes]
+        """Of what changes results; limits and allowed hosts only change whether there is one."""
+        about = [_VERSION, PART_ROWS, self.pictures, self.chat, self.max_pixels]
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()
+
+    def again(self, earlier: Lost) -> bool:
+        """Whether a URL that failed in an earlier run is asked for once more."""
+        if earlier.reason in self.retry:
+            return True
+        if earlier.reason == "refused-address":
+            return earlier.host in self.allowed_hosts
+        return earlier.reason in ("robots", "robots-unreachable", "noai") and not self.robots
 
 
 @dataclass(slots=True, kw_only=True)
@@ -53,7 +71,7 @@ class FetchCounts:
     parts: int = 0
     parts_written: int = 0
     checked: int = 0
-    """Rows whose pictures were looked at in this run."""
+    """Pictures that were asked for or looked at in this run."""
 
 
 def fetch(
@@ -63,18 +81,27 @@ def fetch(
     pool: Executor,
     workers: int,
     source: Source,
-    report: Callable[[int], None],
+    report: Report,
 ) -> FetchCounts:
     """Bring the ledger up to date with the catalogue.
 
     Arguments: the catalogue's rows in order; the ledger; settings; a pool of `workers` processes; the catalogue
-    for the record; a function that is told how many more rows are done.
+    for the record; a function that is told how many more rows, pictures, bytes and rejected rows there are.
     Returns: counts. The ledger is complete when this returns, and says so.
+    Raises ProbeFailed.
     """
+    store = UrlStore(ledger.downloads / "urls.sqlite", settings.fingerprint())
+    reading = ThreadPoolExecutor(1)
     try:
-        return asyncio.run(_Fetch(ledger, settings, pool, report).run(entries, max(workers, 1), source))
+        return asyncio.run(_Fetch(ledger, settings, pool, store, report).run(entries, max(workers, 1), source, reading))
     except BaseExceptionGroup as group:
-        raise _first(group) from group
+        error = _first(group)
+        if isinstance(error, ProbeFailed):
+            store.remove(error.urls)
+        raise error from group
+    finally:
+        reading.shutdown(wait=True, cancel_futures=True)
+        store.close()
 
 
 def _first(error: BaseException) -> BaseException:
@@ -85,201 +112,195 @@ def _first(error: BaseException) -> BaseException:
 
 
 class _Fetch:
-    def __init__(self, ledger: Ledger, settings: FetchSettings, pool: Executor, report: Callable[[int], None]) -> None:
+    def __init__(
+        self, ledger: Ledger, settings: FetchSettings, pool: Executor, store: UrlStore, report: Report
+    ) -> None:
         self._ledger = ledger
         self._settings = settings
         self._pool = pool
+        self._store = store
         self._report = report
         self._counts = FetchCounts()
-        self._incoming = ledger.downloads / "incoming"
-        self._names = count()
+        self._urls = 0
+        self._rows_failed = 0
+        self._failed: Counter[str] = Counter()
+        self._incoming = Incoming(ledger.downloads / "incoming")
+        self._probe = Probe(settings.probe)
+        self._flying: dict[str, asyncio.Future[Found | Lost]] = {}
+        self._job = CheckJob(
+            url="",
+            path="",
+            ours=True,
+            downloads=str(ledger.downloads),
+            attempts=0,
+            max_pixels=settings.max_pixels,
+            max_bytes=settings.limits.max_bytes,
+        )
 
-    async def run(self, entries: Iterator[Entry], workers: int, source: Source) -> FetchCounts:
-        self._incoming.mkdir(parents=True, exist_ok=True)
-        for leftover in self._incoming.iterdir():
-            leftover.unlink()
+    async def run(
+        self, entries: Iterator[Entry], workers: int, source: Source, reading: ThreadPoolExecutor
+    ) -> FetchCounts:
+        settings, fingerprint = self._settings, self._settings.fingerprint()
         self._ledger.folder.mkdir(parents=True, exist_ok=True)
-        slots = asyncio.Semaphore(workers + 1)
+        reader = PartReader(
+            lambda values: picture_values(values, settings.pictures, settings.chat),
+            entries,
+            self._ledger,
+            settings.image_root,
+            self._job,
+        )
+        slots, loop = asyncio.Semaphore(PARTS_AT_ONCE), asyncio.get_running_loop()
+        self._checkers = Checkers(self._pool, workers, self._store)
 
-        async def do(part: int, listed: list[Entry]) -> None:
+        async def do(part: Part) -> None:
             try:
-                await self._part(part, listed)
+                await self._part(part, fingerprint)
             finally:
                 slots.release()
 
-        # Should one part fail, the group ends the others: nothing goes on behind an error's back.
-        self._downloader = Downloader(self._settings.limits, self._settings.allowed_hosts)
+        # Should one task fail, the group ends the others: nothing goes on behind an error's back.
+        self._downloader = Downloader(settings.limits, settings.allowed_hosts, settings.robots)
         async with self._downloader, asyncio.TaskGroup() as group:
-            for part in count():
-                await slots.acquire()
-                listed = list(islice(entries, PART_ROWS))
-                if not listed:
-                    break
-                self._counts.rows += len(listed)
-                self._counts.parts += 1
-                group.create_task(do(part, listed))
+            checking = group.create_task(self._checkers.run())
+            async with asyncio.TaskGroup() as parts:
+                while True:
+                    await slots.acquire()
+                    part = await loop.run_in_executor(reading, reader.read, fingerprint)
+                    if not part.rows:
+                        break
+                    self._counts.rows += len(part.rows)
+                    self._counts.parts += 1
+                    parts.create_task(do(part))
+            checking.cancel()
+        self._incoming.clear()
         summary = Summary(
             rows=self._counts.rows,
             parts=self._counts.parts,
-            fingerprint=self._settings.fingerprint(),
+            fingerprint=fingerprint,
             source=source.name,
             columns=list(source.columns),
-            pictures=list(self._settings.pictures),
+            pictures=list(settings.pictures),
+            urls=self._urls,
+            failed=dict(sorted(self._failed.items())),
+            rows_failed=self._rows_failed,
         )
         if self._ledger.summary() != summary:
             self._ledger.finish(summary)
         return self._counts
 
-    async def _part(self, part: int, entries: list[Entry]) -> None:
-        fingerprint = self._fingerprint(entries)
-        old = self._ledger.read(part) if self._ledger.fingerprint(part) == fingerprint else []
-        kept = {record.row: record for record in old if self._holds(record)}
-        fresh = await self._records([entry for entry in entries if entry.number not in kept])
-        self._counts.checked += len(fresh)
-        records = sorted([*kept.values(), *fresh], key=lambda record: record.row)
-        if records != old:
-            self._ledger.reopen()
-            self._ledger.write(part, records, fingerprint)
-            self._counts.parts_written += 1
-        self._report(len(entries))
-
-    def _fingerprint(self, entries: list[Entry]) -> str:
-        hasher = hashlib.sha256(self._settings.fingerprint().encode())
-        for entry in entries:
-            if isinstance(entry, Rejected):
-                hasher.update(entry.to_json())
-            else:
-                hasher.update(json.dumps(entry.values, default=lambda data: hashlib.sha256(data).hexdigest()).encode())
-        return hasher.hexdigest()
-
-    def _holds(self, record: Record) -> bool:
-        """Whether a row need not be looked at again: its pictures are still there, or its URLs were tried in vain.
-
-        Local pictures that failed are looked at each time, as somebody may have mended them.
-        """
-        if record.status == "ok":
-            return all(self._unchanged(picture) for picture in record.pictures)
-        if record.stage != "fetch":
-            return True
-        urls = [str(value) for value in picture_values(record.values, self._settings.pictures, self._settings.chat)]
-        if not any(url.startswith(("http://", "https://")) for url in urls):
-            return False
-        refused = record.reason == "refused-address"
-        return not (refused and any(urlsplit(url).hostname in self._settings.allowed_hosts for url in urls))
-
-    def _unchanged(self, picture: Found) -> bool:
-        try:
-            found = (self._ledger.downloads / picture.place).stat()
-        except OSError:
-            return False
-        return found.st_size == picture.bytes and picture.mtime_ns in (0, found.st_mtime_ns)
-
-    async def _records(self, entries: Sequence[Entry]) -> list[Record]:
-        """Look at the pictures of some rows."""
-        batch: list[tuple[CheckJob, asyncio.Future[Found | Failure]]] = []
-        owners: list[tuple[Entry, list[asyncio.Future[Found | Failure]]]] = []
-        loop = asyncio.get_running_loop()
+    async def _part(self, part: Part, fingerprint: str) -> None:
         async with asyncio.TaskGroup() as group:
+            for row in part.rows:
+                if any(isinstance(one, Open) for one in row.pictures):
+                    group.create_task(self._row(row))
+                else:
+                    self._done(row)
+        records = [_record(row) for row in part.rows]
+        if records != part.old:
+            self._ledger.reopen()
+            await asyncio.to_thread(self._ledger.write, part.number, records, fingerprint)
+            self._counts.parts_written += 1
 
-            def flush() -> None:
-                if batch:
-                    group.create_task(self._check(list(batch)))
-                    batch.clear()
+    async def _row(self, row: Pending) -> None:
+        async with asyncio.TaskGroup() as group:
+            for place, one in enumerate(row.pictures):
+                if isinstance(one, Open):
+                    group.create_task(self._settle(row, place, one))
+        self._done(row)
 
-            for entry in entries:
-                results: list[asyncio.Future[Found | Failure]] = []
-                owners.append((entry, results))
-                if isinstance(entry, Rejected):
-                    continue
-                for value in picture_values(entry.values, self._settings.pictures, self._settings.chat):
-                    where = locate(value, self._settings.image_root)
-                    result: asyncio.Future[Found | Failure] = loop.create_future()
-                    results.append(result)
-                    if isinstance(where, Failure):
-                        result.set_result(where)
-                    elif isinstance(where, Remote):
-                        group.create_task(self._download(where.url, result))
-                    elif isinstance(where, Stored):
-                        group.create_task(self._copy(where, result))
-                    else:
-                        batch.append((self._job(where), result))
-                        if len(batch) == BATCH:
-                            flush()
-            flush()
-        return [self._record(entry, [result.result() for result in results]) for entry, results in owners]
-
-    def _job(self, where: Local | Inside) -> CheckJob:
-        if isinstance(where, Inside):
-            path = self._incoming / str(next(self._names))
-            path.write_bytes(where.data)
-            return self._arrived(path, where.name, 0)
-        return CheckJob(
-            url=where.name,
-            path=where.path,
-            ours=False,
-            downloads=str(self._ledger.downloads),
-            attempts=0,
-            max_pixels=self._settings.max_pixels,
-            max_bytes=self._settings.limits.max_bytes,
+    def _done(self, row: Pending) -> None:
+        gone = [one for one in row.pictures if isinstance(one, Lost)]
+        found = [one for one in row.pictures if isinstance(one, Found)]
+        by_download = [one.reason for one in gone if one.by_download]
+        self._urls += sum(one.attempts > 0 for one in found) + len(by_download)
+        self._failed.update(by_download)
+        self._rows_failed += bool(by_download)
+        self._report(
+            1,
+            pictures=len(found),
+            bytes=sum(one.bytes for one in found),
+            rejected=int(bool(gone) or isinstance(row.entry, Rejected)),
         )
 
-    def _arrived(self, path: Path, name: str, attempts: int) -> CheckJob:
-        return CheckJob(
-            url=name,
-            path=str(path),
-            ours=True,
-            downloads=str(self._ledger.downloads),
-            attempts=attempts,
-            max_pixels=self._settings.max_pixels,
-            max_bytes=self._settings.limits.max_bytes,
-        )
-
-    async def _check(self, batch: list[tuple[CheckJob, "asyncio.Future[Found | Failure]"]]) -> None:
-        jobs = [job for job, _ in batch]
-        found = await asyncio.get_running_loop().run_in_executor(self._pool, check_files, jobs)
-        for (_, result), one in zip(batch, found, strict=True):
-            result.set_result(one)
-
-    async def _download(self, url: str, result: "asyncio.Future[Found | Failure]") -> None:
-        path = self._incoming / str(next(self._names))
-        try:
-            attempts = await self._downloader.fetch(url, path)
-        except DownloadError as error:
-            path.unlink(missing_ok=True)
-            result.set_result(Failure(reason=error.reason, detail=f"{url[:500]}: {error.detail}"))
+    async def _settle(self, row: Pending, place: int, one: Open) -> None:
+        if isinstance(one, Check):
+            self._counts.checked += 1
+            row.pictures[place] = await self._checkers.check(one.job, one.asked, Visit())
+        elif isinstance(one, Bring):
+            self._counts.checked += 1
+            row.pictures[place] = await self._bring(one)
         else:
-            await self._check([(self._arrived(path, url, attempts), result)])
+            row.pictures[place] = await self._ask(one)
 
-    async def _copy(self, where: Stored, result: "asyncio.Future[Found | Failure]") -> None:
-        path = self._incoming / str(next(self._names))
+    async def _bring(self, one: Bring) -> Found | Lost:
         try:
-            await asyncio.to_thread(copy_here, where.url, path, self._settings.limits.max_bytes)
+            await asyncio.to_thread(copy_here, one.url, Path(one.job.path), one.job.max_bytes)
         except (OSError, PlaceError) as error:
-            path.unlink(missing_ok=True)
+            Path(one.job.path).unlink(missing_ok=True)
             reason = "missing-file" if isinstance(error, FileNotFoundError) else "unreadable-file"
-            result.set_result(Failure(reason=reason, detail=f"{where.name[:500]}: {error}"))
-        else:
-            await self._check([(self._arrived(path, where.name, 0), result)])
+            return lost(one.job.url, Failure(reason=reason, detail=f"{one.job.url[:500]}: {error}"), one.asked, Visit())
+        return await self._checkers.check(one.job, one.asked, Visit())
 
-    def _record(self, entry: Entry, results: list[Found | Failure]) -> Record:
-        if isinstance(entry, Rejected):
-            return Record(
-                row=entry.number,
-                status="rejected",
-                stage=entry.stage,
-                reason=entry.reason,
-                detail=entry.detail,
-                values={},
-                pictures=(),
-            )
-        values = {name: without_bytes(value) for name, value in entry.values.items()}
-        failure = next((one for one in results if isinstance(one, Failure)), None)
+    async def _ask(self, ask: Ask) -> Found | Lost:
+        """What becomes of a URL; it is asked for once in a run, however many rows have it."""
+        flying = self._flying.get(ask.url)
+        if flying is not None:
+            return await asyncio.shield(flying)
+        earlier, fresh = self._store.get(ask.url) or (ask.earlier, False)
+        if isinstance(earlier, Found) and unchanged(self._ledger, earlier):
+            return earlier
+        if isinstance(earlier, Lost) and (fresh or not self._settings.again(earlier)):
+            return earlier
+        future = self._flying[ask.url] = asyncio.get_running_loop().create_future()
+        probed = earlier is None and self._probe.enter()
+        try:
+            outcome = await self._download(ask)
+        except BaseException:
+            future.cancel()
+            raise
+        future.set_result(outcome)
+        del self._flying[ask.url]
+        if probed and isinstance(outcome, Lost):
+            self._probe.failed(outcome)
+        return outcome
+
+    async def _download(self, ask: Ask) -> Found | Lost:
+        self._counts.checked += 1
+        visit = Visit()
+        path = self._incoming.find(ask.url, visit)
+        if path is None:
+            try:
+                await self._downloader.fetch(ask.url, self._incoming.beside(ask.url), visit)
+            except DownloadError as error:
+                failure = Failure(reason=error.reason, detail=f"{ask.url[:500]}: {error.detail}")
+                outcome = lost(ask.url, failure, ask.asked, visit)
+                self._store.put(outcome)
+                return outcome
+            path = self._incoming.keep(ask.url, visit)
+        job = replace(self._job, url=ask.url, path=str(path), attempts=visit.attempts)
+        return await self._checkers.check(job, ask.asked, visit)
+
+
+def _record(row: Pending) -> Record:
+    entry = row.entry
+    if isinstance(entry, Rejected):
         return Record(
             row=entry.number,
-            status="rejected" if failure else "ok",
-            stage="fetch" if failure else "",
-            reason=failure.reason if failure else "",
-            detail=failure.detail if failure else "",
-            values=values,
-            pictures=() if failure else tuple(one for one in results if isinstance(one, Found)),
+            status="rejected",
+            stage=entry.stage,
+            reason=entry.reason,
+            detail=entry.detail,
+            values={},
+            pictures=(),
         )
+    gone = tuple(one for one in row.pictures if isinstance(one, Lost))
+    return Record(
+        row=entry.number,
+        status="rejected" if gone else "ok",
+        stage="fetch" if gone else "",
+        reason=gone[0].reason if gone else "",
+        detail=gone[0].detail if gone else "",
+        values=entry.values,
+        pictures=tuple(one for one in row.pictures if isinstance(one, Found)),
+        lost=gone,
+    )

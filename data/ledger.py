@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,16 @@ from data.schema import UserError
 from data.whole import whole_file, write_whole
 
 PART_ROWS = 500
-_VERSION = "phi3v-ledger-1"
+_VERSION = "phi3v-ledger-2"
 _PICTURE = pa.struct(
     [
         ("url", pa.string()),
+        ("host", pa.string()),
+        ("robots", pa.string()),
+        ("attempts", pa.int32()),
+        ("verdict", pa.string()),  # ok, or the class of failure
+        ("detail", pa.string()),
+        ("asked", pa.uint64()),
         ("place", pa.string()),
         ("format", pa.string()),
         ("bytes", pa.int64()),
@@ -25,7 +31,6 @@ _PICTURE = pa.struct(
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("mtime_ns", pa.int64()),
-        ("attempts", pa.int32()),
     ]
 )
 _SCHEMA = pa.schema(
@@ -63,9 +68,42 @@ class Found:
     """Of a file read in place, to notice a change; 0 of a downloaded one."""
     attempts: int
     """Requests it took; 0 of a local file."""
+    host: str = ""
+    """That was asked first; empty of a local file."""
+    robots: str = ""
+    """Verdict of the site, as in `data.download.Visit`."""
+    asked: int = 0
+    """Hash of what the row asked for: the URL, the path, or the bytes themselves."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lost:
+    """A picture that was not taken, and why."""
+
+    url: str
+    """As the catalogue names it: a URL or a path."""
+    reason: str
+    """The class of failure."""
+    detail: str
+    asked: int
+    """As of `Found`."""
+    host: str = ""
+    robots: str = ""
+    attempts: int = 0
+
+    @property
+    def by_download(self) -> bool:
+        """Whether it was to come from a URL."""
+        return is_url(self.url)
+
+
+def is_url(name: str) -> bool:
+    """Whether a picture's name is a URL that is fetched."""
+    return name.lower().startswith(("http://", "https://"))
 
 
 _FOUND = [field.name for field in fields(Found)]
+_LOST = [field.name for field in fields(Lost) if field.name != "reason"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +119,8 @@ class Record:
     values: dict[str, Any]
     """The row's values, pictures' bytes aside."""
     pictures: tuple[Found, ...]
+    """In the order of the columns; of a rejected row those that were found."""
+    lost: tuple[Lost, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +135,12 @@ class Summary:
     columns: list[str]
     pictures: list[str]
     """The columns whose pictures were fetched."""
+    urls: int = 0
+    """Pictures that were to be downloaded."""
+    failed: dict[str, int] = field(default_factory=dict)
+    """Class of failure → URLs."""
+    rows_failed: int = 0
+    """Rows rejected because of a URL."""
 
 
 class Ledger:
@@ -110,7 +156,7 @@ class Ledger:
         return self.folder / f"part-{part:06d}.parquet"
 
     def write(self, part: int, records: Iterable[Record], fingerprint: str) -> None:
-        """Write a part, whole or not at all; `fingerprint` is of the rows and settings it came from."""
+        """Write a part, whole or not at all; `fingerprint` is of the settings it came from."""
         rows = [_plain(record) for record in records]
         table = pa.Table.from_pylist(
             rows, schema=_SCHEMA.with_metadata({"fingerprint": fingerprint, "version": _VERSION})
@@ -181,7 +227,10 @@ def _plain(record: Record) -> dict[str, Any]:
         "reason": record.reason,
         "detail": record.detail,
         "values": json.dumps(record.values),
-        "pictures": [{name: getattr(picture, name) for name in _FOUND} for picture in record.pictures],
+        "pictures": [
+            *({name: getattr(found, name) for name in _FOUND} | {"verdict": "ok"} for found in record.pictures),
+            *({name: getattr(lost, name) for name in _LOST} | {"verdict": lost.reason} for lost in record.lost),
+        ],
     }
 
 
@@ -193,5 +242,12 @@ def _record(values: dict[str, Any]) -> Record:
         reason=values["reason"],
         detail=values["detail"],
         values=json.loads(values["values"]),
-        pictures=tuple(Found(**{name: picture[name] for name in _FOUND}) for picture in values["pictures"]),
+        pictures=tuple(
+            Found(**{name: one[name] for name in _FOUND}) for one in values["pictures"] if one["verdict"] == "ok"
+        ),
+        lost=tuple(
+            Lost(reason=one["verdict"], **{name: one[name] for name in _LOST})
+            for one in values["pictures"]
+            if one["verdict"] != "ok"
+        ),
     )

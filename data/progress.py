@@ -2,62 +2,97 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 LINE_EVERY_S = 30.0
+DRAW_EVERY_S = 0.1
+
+
+class Report(Protocol):
+    """A function to be told how many more are done."""
+
+    def __call__(self, more: int, *, pictures: int = 0, bytes: int = 0, rejected: int = 0) -> None:
+        """`more` rows (or whatever the step counts), and what was in them."""
 
 
 @contextmanager
-def progress(step: str, unit: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+def progress(step: str, unit: str, total: int | None = None) -> Iterator[Report]:
     """Show a step's progress on stderr while the block runs.
 
     Yields a function to be told how many more are done.
     """
     console = Console(stderr=True)
-    if console.is_terminal:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn(unit + " {task.fields[rate]}"),
-        )
-        with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bars:
-            start = time.monotonic()
-            task = bars.add_task(step, total=total, rate="")
-
-            def advance(more: int) -> None:
-                done = bars.tasks[0].completed + more
-                bars.update(task, advance=more, rate=f"{done / max(time.monotonic() - start, 1e-9):,.0f}/s")
-
-            yield advance
+    counts = _Counts(unit)
+    if not console.is_terminal:
+        lines = _Lines(step, total, counts)
+        yield lines.advance
+        lines.say()
         return
-    lines = _Lines(step, unit, total)
-    yield lines.advance
-    lines.say()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rates]}"))
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bars:
+        task = bars.add_task(step, total=total, rates="")
+        drawn = 0.0
+
+        def draw() -> None:
+            bars.update(task, completed=counts.done, rates=counts.rates())
+
+        def advance(more: int, *, pictures: int = 0, bytes: int = 0, rejected: int = 0) -> None:
+            nonlocal drawn
+            counts.add(more, pictures, bytes, rejected)
+            if time.monotonic() - drawn >= DRAW_EVERY_S:
+                drawn = time.monotonic()
+                draw()
+
+        yield advance
+        draw()
+
+
+class _Counts:
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
+        self._start = time.monotonic()
+        self.done = self._pictures = self._bytes = self._rejected = 0
+
+    def add(self, more: int, pictures: int, bytes_: int, rejected: int) -> None:
+        self.done += more
+        self._pictures += pictures
+        self._bytes += bytes_
+        self._rejected += rejected
+
+    @property
+    def seconds(self) -> float:
+        return max(time.monotonic() - self._start, 1e-9)
+
+    def rates(self) -> str:
+        said = [f"{self.done / self.seconds:,.0f} {self._unit}/s"]
+        if self._pictures:
+            said.append(f"{self._pictures / self.seconds:,.0f} pictures/s")
+            said.append(f"{self._bytes / self.seconds / 1e6:,.1f} MB/s")
+        if self._rejected:
+            said.append(f"{self._rejected:,} rejected")
+        return ", ".join(said)
 
 
 class _Lines:
-    def __init__(self, step: str, unit: str, total: int | None) -> None:
-        self._step, self._unit, self._total = step, unit, total
-        self._start = self._said = time.monotonic()
-        self._done = 0
+    def __init__(self, step: str, total: int | None, counts: _Counts) -> None:
+        self._step, self._total, self._counts = step, total, counts
+        self._said = time.monotonic()
 
-    def advance(self, more: int) -> None:
-        self._done += more
+    def advance(self, more: int, *, pictures: int = 0, bytes: int = 0, rejected: int = 0) -> None:
+        self._counts.add(more, pictures, bytes, rejected)
         if time.monotonic() - self._said >= LINE_EVERY_S:
             self.say()
 
     def say(self) -> None:
         self._said = time.monotonic()
-        seconds = self._said - self._start
-        of = f" of {self._total:,}" if self._total else ""
-        rate = self._done / max(seconds, 1e-9)
-        print(
-            f"{self._step}: {self._done:,}{of} {self._unit}, {seconds:.0f} s, {rate:,.0f}/s",
-            file=sys.stderr,
-            flush=True,
-        )
+        done, seconds = self._counts.done, self._counts.seconds
+        of, left = "", ""
+        if self._total:
+            of = f" of {self._total:,}"
+            left = f", {(self._total - done) * seconds / done:,.0f} s left" if 0 < done < self._total else ""
+        print(f"{self._step}: {done:,}{of}, {seconds:.0f} s{left}, {self._counts.rates()}", file=sys.stderr, flush=True)

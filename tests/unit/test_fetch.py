@@ -14,15 +14,17 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from data.addresses import CheckedResolver
 from data.checking import Failure
-from data.download import CheckedResolver, DownloadError, DownloadLimits
+from data.download import DownloadLimits
 from data.entries import Entry, Source
+from data.failures import DownloadError
 from data.fetch import FetchCounts, FetchSettings, fetch
 from data.ledger import PART_ROWS, Ledger, LedgerError, Record
 from data.locate import Inside, Local, Remote, locate
 from data.schema import Rejected, Row
 
-LIMITS = DownloadLimits(timeout_s=0.5, attempts=3, backoff_s=0.01, max_bytes=100_000)
+LIMITS = DownloadLimits(timeout_s=0.5, attempts=3, backoff_s=0.01, max_bytes=100_000, per_host_rate=0)
 
 
 def jpeg(seed: int = 0, **options: Any) -> bytes:
@@ -47,7 +49,7 @@ def run(folder: Path, values: list[Any], **changes: Any) -> tuple[list[Record], 
     source = Source(name="rows.csv", columns=("p", "n"), picture_root=folder, entries=lambda: iter(entries))
     ledger = Ledger(folder / "out" / "downloads")
     with ThreadPoolExecutor(1) as pool:
-        counts = fetch(iter(entries), ledger, replace(settings, **changes), pool, 1, source, lambda _: None)
+        counts = fetch(iter(entries), ledger, replace(settings, **changes), pool, 1, source, lambda more, **_: None)
     summary = ledger.summary()
     assert summary is not None
     assert (summary.rows, summary.parts) == (len(values), counts.parts)
@@ -109,7 +111,7 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             try:
                 while True:
-                    self.wfile.write(b"x" * 10_000)
+                    self.wfile.write(jpeg() * 10)
             except OSError:
                 return None
         if name == "short":
@@ -254,7 +256,7 @@ def test_no_connection_is_made_to_an_address_that_is_not_public(tmp_path: Path, 
 def test_private_addresses_in_any_clothes_are_refused(host: str) -> None:
     async def ask() -> None:
         with pytest.raises(DownloadError, match="refused-address"):
-            await CheckedResolver(frozenset()).check(host, 80)
+            await CheckedResolver(frozenset(), 1.0).check(host, 80)
 
     asyncio.run(ask())
 
@@ -322,5 +324,5 @@ def test_a_source_that_breaks_off_ends_the_fetch_and_keeps_what_is_done(tmp_path
     settings = FetchSettings(pictures=("p",), image_root=str(tmp_path), limits=LIMITS)
     ledger = Ledger(tmp_path / "out")
     with ThreadPoolExecutor(1) as pool, pytest.raises(LedgerError, match="broke off"):
-        fetch(entries(), ledger, settings, pool, 1, source, lambda _: None)
+        fetch(entries(), ledger, settings, pool, 1, source, lambda more, **_: None)
     assert ledger.summary() is None

@@ -1,0 +1,142 @@
+"""What a part of the catalogue still needs: pictures taken over, files to be checked, URLs to be asked for."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from data.checking import CheckJob, Failure
+from data.entries import Entry
+from data.ledger import PART_ROWS, Found, Ledger, Lost, Record
+from data.locate import Inside, Local, Place, Remote, Stored, locate, without_bytes
+from data.schema import Rejected, Row
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A file that is there and has to be looked at."""
+
+    job: CheckJob
+    asked: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bring:
+    """A file of an object store that has to be copied here and looked at."""
+
+    url: str
+    job: CheckJob
+    asked: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A URL that has to be asked for, unless what became of it earlier settles it."""
+
+    url: str
+    asked: int
+    earlier: Found | Lost | None
+
+
+Open = Check | Bring | Ask
+
+
+@dataclass(slots=True)
+class Pending:
+    """A row; once nothing but Found and Lost is left in `pictures`, it is done."""
+
+    entry: Entry
+    """Its pictures' bytes are not held any more."""
+    pictures: list[Found | Lost | Open]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some rows of the catalogue, and what the ledger says of them."""
+
+    number: int
+    rows: list[Pending]
+    old: list[Record]
+    """Records of an earlier run with the same settings, of these rows or of others in their place."""
+
+
+class PartReader:
+    """Reads the catalogue part by part; blocks, and holds the bytes of one row's pictures at a time."""
+
+    def __init__(
+        self,
+        pictures_of: Callable[[dict[str, Any]], list[Any]],
+        entries: Iterator[Entry],
+        ledger: Ledger,
+        image_root: str,
+        job: CheckJob,
+    ) -> None:
+        """`pictures_of`: what a row's values name as pictures; `job`: what the checks of this run have in common."""
+        self._pictures_of = pictures_of
+        self._entries = entries
+        self._ledger = ledger
+        self._image_root = image_root
+        self._job = job
+        self._parts = count()
+        self._names = count()
+
+    def read(self, fingerprint: str) -> Part:
+        """The next part; it has no rows at the end. Records written with another fingerprint are not taken over."""
+        number = next(self._parts)
+        old = self._ledger.read(number) if self._ledger.fingerprint(number) == fingerprint else []
+        by_row = {record.row: record for record in old}
+        rows = [self._pending(entry, by_row.get(entry.number)) for entry in islice(self._entries, PART_ROWS)]
+        return Part(number, rows, old)
+
+    def _pending(self, entry: Entry, old: Record | None) -> Pending:
+        if isinstance(entry, Rejected):
+            return Pending(entry, [])
+        known: dict[int, Found | Lost] = {}
+        if old:
+            known = {one.asked: one for one in old.pictures} | {one.asked: one for one in old.lost}
+        pictures = [self._picture(value, known) for value in self._pictures_of(entry.values)]
+        values = {name: without_bytes(value) for name, value in entry.values.items()}
+        return Pending(Row(number=entry.number, values=values), pictures)
+
+    def _picture(self, value: Any, known: dict[int, Found | Lost]) -> Found | Lost | Open:
+        where = locate(value, self._image_root)
+        asked = _asked(where)
+        earlier = known.get(asked)
+        if isinstance(earlier, Found) and not unchanged(self._ledger, earlier):
+            earlier = None
+        if isinstance(where, Failure):
+            name = value if isinstance(value, str) else ""
+            return Lost(url=name[:500], reason=where.reason, detail=where.detail, asked=asked)
+        if isinstance(where, Remote):
+            return earlier if isinstance(earlier, Found) else Ask(where.url, asked, earlier)
+        if isinstance(earlier, Found) or (earlier is not None and isinstance(where, Inside)):
+            return earlier
+        # A file here that failed is looked at each time, as somebody may have mended it.
+        if isinstance(where, Local):
+            return Check(replace(self._job, url=where.name, path=where.path, ours=False), asked)
+        path = Path(self._job.downloads) / "incoming" / f"inside-{next(self._names)}"
+        job = replace(self._job, url=where.name, path=str(path), ours=True)
+        if isinstance(where, Stored):
+            return Bring(where.url, job, asked)
+        path.write_bytes(where.data)
+        return Check(job, asked)
+
+
+def unchanged(ledger: Ledger, picture: Found) -> bool:
+    """Whether a picture's file still is as it was when it was checked, by its size and time."""
+    try:
+        found = (ledger.downloads / picture.place).stat()
+    except OSError:
+        return False
+    return found.st_size == picture.bytes and picture.mtime_ns in (0, found.st_mtime_ns)
+
+
+def _asked(where: Place) -> int:
+    """What names the same picture in a later run: the URL, the path, or the bytes."""
+    if isinstance(where, Inside):
+        return xxhash.xxh3_64_intdigest(where.data)
+    name = where.path if isinstance(where, Local) else where.detail if isinstance(where, Failure) else where.url
+    return xxhash.xxh3_64_intdigest(name.encode("utf-8", "surrogatepass"))

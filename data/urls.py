@@ -1,0 +1,87 @@
+"""What became of every URL, kept at once: whatever interrupts a fetch, what was whole is not asked for again."""
+
+import json
+import sqlite3
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import xxhash
+
+from data.ledger import Found, Lost
+
+COMMIT_AFTER = 200
+_BYTES = [field.name for field in fields(Found) if field.type is bytes]
+
+
+class UrlStore:
+    """Outcomes by URL, in a small database.
+
+    The ledger's parts are written when all their rows are done; this remembers each URL at once, also over rows that
+    move to other places of the catalogue, and a URL that several rows have. It can be lost: the ledger is what counts.
+    """
+
+    def __init__(self, path: Path, fingerprint: str) -> None:
+        """Open or make the store; one that was made with other settings (`fingerprint`) is begun anew."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._database = _open(path)
+            known = self._database.execute("SELECT value FROM about").fetchone()
+        except sqlite3.DatabaseError:  # cut by a power failure
+            for leftover in (path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-journal")):
+                leftover.unlink(missing_ok=True)
+            self._database, known = _open(path), None
+        if known != (fingerprint,):
+            with self._database:
+                self._database.execute("DELETE FROM urls")
+                self._database.execute("DELETE FROM about")
+                self._database.execute("INSERT INTO about VALUES (?)", (fingerprint,))
+        self._run = 1 + (self._database.execute("SELECT max(run) FROM urls").fetchone()[0] or 0)
+        self._waiting = 0
+
+    def get(self, url: str) -> tuple[Found | Lost, bool] | None:
+        """What became of a URL, and whether that was found out by this very run; None if it is not known."""
+        row = self._database.execute("SELECT run, outcome FROM urls WHERE hash = ?", (_hash(url),)).fetchone()
+        if row is None:
+            return None
+        values = json.loads(row[1])
+        if "sha256" not in values:
+            return Lost(**values), row[0] == self._run
+        return Found(**values | {name: bytes.fromhex(values[name]) for name in _BYTES}), row[0] == self._run
+
+    def put(self, outcome: Found | Lost) -> None:
+        """Remember what became of a URL, for good with the next `commit` (or soon)."""
+        record = json.dumps(asdict(outcome), default=bytes.hex)
+        self._database.execute("INSERT OR REPLACE INTO urls VALUES (?, ?, ?)", (_hash(outcome.url), self._run, record))
+        self._waiting += 1
+        if self._waiting >= COMMIT_AFTER:
+            self.commit()
+
+    def remove(self, urls: list[str]) -> None:
+        """Forget some URLs."""
+        self._database.executemany("DELETE FROM urls WHERE hash = ?", [(_hash(url),) for url in urls])
+
+    def commit(self) -> None:
+        """Have what was put outlive the end of this process, however it comes."""
+        self._database.commit()
+        self._waiting = 0
+
+    def close(self) -> None:
+        """Close the store, all of it kept."""
+        self.commit()
+        self._database.close()
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path)
+    # One process at a time (data.build locks the folder), which also spares the shared memory that network file
+    # systems lack; not synced, as a power cut costs no more than URLs that are asked for again.
+    database.execute("PRAGMA locking_mode = EXCLUSIVE")
+    database.execute("PRAGMA journal_mode = WAL")
+    database.execute("PRAGMA synchronous = NORMAL")
+    database.execute("CREATE TABLE IF NOT EXISTS about (value TEXT)")
+    database.execute("CREATE TABLE IF NOT EXISTS urls (hash BLOB PRIMARY KEY, run INTEGER, outcome TEXT) WITHOUT ROWID")
+    return database
+
+
+def _hash(url: str) -> bytes:
+    return xxhash.xxh3_128_digest(url.encode("utf-8", "surrogatepass"))
