@@ -33,6 +33,7 @@ from data.progress import progress
 from data.schema import UserError
 from data.sources import open_source
 from data.split import make_plan
+from data.tokens import Tokens
 from data.whole import write_whole
 from data.workers import worker_pool
 from data.write import write_shards
@@ -191,8 +192,10 @@ def _write(settings: BuildSettings, mapping: Mapping, ledger: Ledger, pool: Exec
     plan, summary = outcome.plan, ledger.summary()
     assert plan is not None
     assert summary is not None
+    template = CHAT_TEMPLATES[mapping.chat_template]
+    tokens = Tokens.of(settings.tokenizer, template) if settings.tokenizer else None
     with progress("write", "samples", sum(len(one.rows) for one in plan.splits.values())) as report:
-        written = write_shards(settings.output, plan, mapping, pool, report)
+        written = write_shards(settings.output, plan, mapping, pool, report, tokens)
     shards = written.shards
     manifest = Manifest(
         counts={
@@ -205,13 +208,14 @@ def _write(settings: BuildSettings, mapping: Mapping, ledger: Ledger, pool: Exec
         },
         split_rule=mapping.split.model_dump(exclude_none=True),
         build=_build_record(settings, mapping, summary),
-        chat_template={"name": mapping.chat_template, "template": CHAT_TEMPLATES[mapping.chat_template]},
+        chat_template={"name": mapping.chat_template, "template": template},
         answer_template=mapping.answer_template,
         question=mapping.question,
         fields={name: rule.type for name, rule in mapping.fields.items()},
         shards=shards,
         rejected=plan.rejected,
         leaks_prevented=plan.leaks_prevented,
+        tokenizer_hash=tokens.sha256 if tokens else None,
     )
     try:
         whole = Manifest.load(settings.output) == manifest

@@ -40,6 +40,8 @@ class BuildSettings:
     """Share of the URLs that may fail."""
     max_rejected: float = 0.05
     """Share of the other rows that may be rejected."""
+    tokenizer: Path | None = None
+    """Model folder whose tokenizer counts tokens into the index."""
     size: ShardSize = field(default_factory=ShardSize)
 
 
@@ -85,6 +87,9 @@ def parse(arguments: list[str] | None = None) -> BuildSettings:
         metavar="MB",
         help="MiB a shard at most (default: 256)",
     )
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="DIR", help="model folder whose tokenizer.json counts tokens into the index"
+    )
     values = parser.parse_args(arguments)
     return BuildSettings(
         preset=values.preset,
@@ -110,6 +115,7 @@ def parse(arguments: list[str] | None = None) -> BuildSettings:
         retry=values.retry,
         max_failed_downloads=values.max_failed_downloads,
         max_rejected=values.max_rejected,
+        tokenizer=values.tokenizer,
         size=ShardSize(samples=values.shard_samples, bytes=values.shard_mb << 20),
     )
 

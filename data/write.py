@@ -19,6 +19,7 @@ from data.mapping import Mapping
 from data.plan import Plan, ShardPlan, SplitPlan
 from data.schema import Picture, UserError
 from data.shards import ShardWriter, shard_name
+from data.tokens import Tokens
 from data.whole import remove_leftovers, whole_file
 
 
@@ -36,6 +37,7 @@ class WriteJob:
     keys: list[str]
     groups: list[str]
     mapping: dict[str, Any]
+    tokenizer: Tokens | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,20 +53,28 @@ class Written:
     """Of each split."""
 
 
-def write_shards(out: Path, plan: Plan, mapping: Mapping, pool: Executor, report: Callable[[int], None]) -> Written:
+def write_shards(
+    out: Path,
+    plan: Plan,
+    mapping: Mapping,
+    pool: Executor,
+    report: Callable[[int], None],
+    tokenizer: Tokens | None = None,
+) -> Written:
     """Bring the shards and indexes under `out` up to date with the plan.
 
-    Arguments: the output folder; the plan; the mapping; a pool of workers; told how many more samples stand.
+    Arguments: the output folder; the plan; the mapping; a pool of workers; told how many more samples stand;
+    the tokenizer that counts tokens into the index.
     Raises PictureChanged if a picture was changed since it was fetched.
     """
     jobs = []
     for split, split_plan in plan.splits.items():
         remove_leftovers(out / split)
         for shard in split_plan.shards:
-            if _whole(out, shard):
+            if _whole(out, shard, tokenizer):
                 report(shard.last - shard.first)
             else:
-                jobs.append(_job(out, shard, split_plan, mapping))
+                jobs.append(_job(out, shard, split_plan, mapping, tokenizer))
     stale = _stale(out, plan)
     if jobs or stale:
         # From here until it is written anew the folder does not pass for a whole one.
@@ -112,11 +122,11 @@ def _note(table: pa.Table) -> dict[str, Any]:
     return note
 
 
-def _fingerprint(shard: ShardPlan) -> str:
-    return f"{FORMAT_VERSION}:{shard.fingerprint}"
+def _fingerprint(shard: ShardPlan, tokenizer: Tokens | None) -> str:
+    return f"{FORMAT_VERSION}:{shard.fingerprint}:{tokenizer.fingerprint if tokenizer else ''}"
 
 
-def _whole(out: Path, shard: ShardPlan) -> bool:
+def _whole(out: Path, shard: ShardPlan, tokenizer: Tokens | None) -> bool:
     """Whether a shard is there as it would be written now; its bytes are not read (data.verify does)."""
     try:
         metadata = pq.read_schema(_note_path(out, shard)).metadata or {}
@@ -124,7 +134,7 @@ def _whole(out: Path, shard: ShardPlan) -> bool:
         size = (out / shard.split / note["name"]).stat().st_size
     except (FileNotFoundError, pa.ArrowInvalid, KeyError):
         return False
-    return metadata[b"fingerprint"].decode() == _fingerprint(shard) and size == note["bytes"]
+    return metadata[b"fingerprint"].decode() == _fingerprint(shard, tokenizer) and size == note["bytes"]
 
 
 def _stale(out: Path, plan: Plan) -> list[Path]:
@@ -138,7 +148,7 @@ def _stale(out: Path, plan: Plan) -> list[Path]:
     return sorted(path for path in found if path not in wanted)
 
 
-def _job(out: Path, shard: ShardPlan, plan: SplitPlan, mapping: Mapping) -> WriteJob:
+def _job(out: Path, shard: ShardPlan, plan: SplitPlan, mapping: Mapping, tokenizer: Tokens | None) -> WriteJob:
     length = shard.last - shard.first
     return WriteJob(
         out=str(out),
@@ -147,6 +157,7 @@ def _job(out: Path, shard: ShardPlan, plan: SplitPlan, mapping: Mapping) -> Writ
         keys=plan.keys.slice(shard.first, length).to_pylist(),
         groups=plan.groups.slice(shard.first, length).to_pylist(),
         mapping=mapping.model_dump(),
+        tokenizer=tokenizer,
     )
 
 
@@ -160,14 +171,17 @@ def write_shard(job: WriteJob) -> int:
         for record, key, group in zip(ledger.take(job.rows), job.keys, job.groups, strict=True):
             pictures = _pictures(ledger, record)
             sample = mapping.sample(record.row, record.values, key, [picture.format for picture in pictures])
-            entries.append(writer.add(sample, pictures, group))
+            entry = writer.add(sample, pictures, group)
+            entries.append(job.tokenizer.counted(entry, sample) if job.tokenizer else entry)
     note = {
         "name": shard_name(shard.number),
         "bytes": writer.bytes,
         "sha256": writer.sha256,
         "samples": len(entries),
     }
-    table = to_table(entries).replace_schema_metadata({"shard": json.dumps(note), "fingerprint": _fingerprint(shard)})
+    table = to_table(entries).replace_schema_metadata(
+        {"shard": json.dumps(note), "fingerprint": _fingerprint(shard, job.tokenizer)}
+    )
     with whole_file(_note_path(out, shard)) as stream:
         pq.write_table(table, stream)
     return len(entries)

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from data.conversation import Conversation
 from data.geometry import image_tokens
 from data.schema import UserError
 from train.model import Phi3VForCausalLM, Phi3VProcessor
-from train.model.conversation import Conversation
 from train.model.crops import canvas_crops
 from train.model.tokens import STOPS
 

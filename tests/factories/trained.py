@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from data.conversation import Conversation
 from data.geometry import image_tokens
 from data.images import check_picture, open_picture
 from data.index import write_index
@@ -19,7 +20,6 @@ from train.checkpoint import Slice, fingerprint_model, finish, write_slices
 from train.config import dump, validate
 from train.config_schema import Config
 from train.model import Phi3VForCausalLM, Phi3VProcessor
-from train.model.conversation import Conversation
 from train.model.crops import canvas_crops
 from train.model.tiny import Sizes, make
 

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from data.conversation import IMAGE_TAG, NO_LABEL, WHITE_SPACE, Conversation
 from data.manifest import CHAT_TEMPLATES
 from data.schema import UserError
 from tests.factories.small_models import small_tokenizer
-from train.model.conversation import IMAGE_TAG, NO_LABEL, WHITE_SPACE, Conversation
 from train.model.tokens import save_tokenizer, special_tokens
 
 TOKENIZER = small_tokenizer()

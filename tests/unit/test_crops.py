@@ -59,8 +59,5 @@ def test_a_picture_of_one_crop_is_its_own_global_view() -> None:
 
 
 def test_crops_and_conversations_need_no_torch() -> None:
-    code = (
-        "import sys, train.model.crops, train.model.conversation\n"
-        "assert not {'torch', 'transformers'} & set(sys.modules)"
-    )
+    code = "import sys, train.model.crops, data.conversation\nassert not {'torch', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from data.conversation import IMAGE_TAG, Conversation
 from data.manifest import CHAT_TEMPLATES
 from train.model import Phi3VConfig, Phi3VForCausalLM, Phi3VProcessor
-from train.model.conversation import IMAGE_TAG, Conversation
 from train.model.image_embedding import global_views, normalise
 from train.model.rotary import SampleRotary
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from data.conversation import Conversation
 from data.images import open_picture
 from data.manifest import Manifest
 from tests.factories.trained import ANSWER, PRODUCTS, QUESTION, example, make_run, make_shards
 from train import predict as train_predict
 from train.answering import Answerer, stop_ids
 from train.loading import Loaded, load_run
-from train.model.conversation import Conversation
 from train.predict import main, predict_pictures, predict_split
 from train.score.split import Split, SplitError, exchanged_pictures
 

@@ -11,8 +11,8 @@ from PIL import Image
 from transformers import BatchFeature, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
+from data.conversation import IMAGE_TAG, flatten_content
 from data.geometry import image_tokens
-from train.model.conversation import IMAGE_TAG, flatten_content
 from train.model.crops import canvas_crops
 from train.model.image_embedding import IMAGE_MEAN, IMAGE_STD
 
@@ -209,7 +209,7 @@ class Phi3VProcessor:
         """The text of a conversation, whose contents may be strings or lists of parts; with `tokenize`, its inputs.
 
         As in the published processor, what a message holds is part of the text: <|end|> in it is the token. For
-        untrusted text use `train.model.conversation`.
+        untrusted text use `data.conversation`.
         """
         messages = flatten_content(conversation)
         text: str = self.tokenizer.apply_chat_template(

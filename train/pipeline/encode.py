@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from data.conversation import Conversation, ConversationError
 from data.geometry import image_tokens
 from data.images import PictureError, open_picture
 from data.schema import Sample, SampleError, UserError
 from data.shards import ShardError
-from train.model.conversation import Conversation, ConversationError
 from train.model.crops import canvas_crops
 from train.pipeline.batch import IGNORED, BadSample, Batch, Encoded, assemble
 from train.pipeline.corpus import Corpus, ShardSet

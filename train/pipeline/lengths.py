@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from data.conversation import Conversation, ConversationError
 from data.geometry import grids, image_tokens
 from data.index import Index
 from data.schema import Sample, SampleError, UserError
 from data.whole import whole_file
-from train.model.conversation import Conversation, ConversationError
-from train.pipeline.batch import IGNORED
 from train.pipeline.order import Counts, Ints
 
 
@@ -116,12 +115,9 @@ def _count(folder: Path, index: Index, names: Sequence[str], conversation: Conve
             said = entry.members[0]
             try:
                 sample = Sample.from_json(os.pread(descriptor, said.size, said.offset), entry.key)
-                ids, marks = conversation.encode(sample.messages, [1] * len(sample.images))
+                text[number], labels[number] = conversation.count(sample.messages, len(sample.images))
             except (SampleError, ConversationError):
                 damaged = True
-                continue
-            text[number] = np.count_nonzero(ids >= 0)
-            labels[number] = np.count_nonzero(marks[1:] != IGNORED)
     finally:
         if descriptor >= 0:
             os.close(descriptor)

@@ -123,6 +123,15 @@ class Conversation:
         """Token ids int64 [T] of the messages with the generation prompt behind them."""
         return self._assemble(self._items(messages, True), picture_tokens)[0]
 
+    def count(self, messages: Sequence[Message], pictures: int) -> tuple[int, int]:
+        """How many tokens a conversation has beside its image tokens, and how many of all are supervised.
+
+        Arguments: the messages; how many pictures they name. Raises ConversationError, as `encode` does.
+        """
+        ids, labels = self.encode(messages, [1] * pictures)
+        # The first token is nobody's next one.
+        return int(np.count_nonzero(ids >= 0)), int(np.count_nonzero(labels[1:] != NO_LABEL))
+
     def _check_template(self) -> None:
         """A template must put contents in as they are, or ids could not be told apart from it."""
         probe = [{"role": role, "content": f" {role}: A b\n"} for role in ("user", "assistant", "user")]
