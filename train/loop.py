@@ -159,7 +159,7 @@ class Training:
         if agreed is None:
             return False
         batches, counts = agreed
-        waited = self.loader.waited_s
+        waited = self.loader.latest.waited_s
         scale = backward_scale(self.world.size, counts.label_tokens)
         losses = [self.engine.train_pack(batch, self.done, scale) for batch in batches]
         rate = learning_rate(self.done, self.total, self.config.optim)

@@ -45,8 +45,15 @@ class Validation:
         sums: list[float] = []
         counts = [0, 0, 0]
         workers = min(self.workers, self.batches * self.plan.spec.global_batch_packs // world.size // PACKS_A_WORKER)
-        shared = {"rank": world.rank, "world": world.size, "start_step": 0, "end_step": self.batches}
-        with Loader(self.plan, self.tokenizer, workers=workers, **shared) as loader:
+        with Loader(
+            self.plan,
+            self.tokenizer,
+            rank=world.rank,
+            world=world.size,
+            start_step=0,
+            end_step=self.batches,
+            workers=workers,
+        ) as loader:
             for _, batches in loader:
                 if world.sum_integers([int(asked())])[0]:
                     return None

@@ -13,7 +13,7 @@ from tests.factories.small_shards import SmallShards, damage, small_shards
 from train.pipeline.batch import Batch, Encoded, assemble
 from train.pipeline.encode import EncoderSettings, Job, LengthMismatch, PackMaker
 
-CHUNKS = {"crop_size": 56, "crop_chunks": 2, "label_chunks": 1, "number": 3}
+CHUNKS = {"crops": np.zeros((0, 3, 56, 56), np.uint8), "crop_chunks": 2, "label_chunks": 1, "number": 3}
 
 
 @pytest.fixture
@@ -36,7 +36,9 @@ def maker_of(built: SmallShards) -> PackMaker:
 
 
 def lengths_of(maker: PackMaker, built: SmallShards, samples: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(len(maker._encoder.encode(*maker._reader.read(number)).input_ids) for number in samples)
+    return tuple(
+        len(maker._encoder.encode(*maker._reader.read(maker._corpus.entry(number))).input_ids) for number in samples
+    )
 
 
 def job(samples: tuple[int, ...], tokens: tuple[int, ...]) -> Job:
@@ -45,7 +47,7 @@ def job(samples: tuple[int, ...], tokens: tuple[int, ...]) -> Job:
 
 def made(built: SmallShards, samples: tuple[int, ...]) -> Batch:
     maker = maker_of(built)
-    return maker.make(job(samples, lengths_of(maker, built, samples)))
+    return maker.make(job(samples, lengths_of(maker, built, samples))).batch
 
 
 def test_segments_stand_apart_and_none_is_asked_for_the_next_ones_first_token(built: SmallShards):
@@ -93,7 +95,7 @@ def test_a_damaged_sample_is_left_out_and_named_and_nothing_takes_its_place(buil
     maker = maker_of(built)
     tokens = lengths_of(maker, built, (4, 17, 0))
     damage(built.folder, "train", entry.shard, entry.offset + entry.length - 600)
-    batch = maker.make(job((4, 17, 0), tokens))
+    batch = maker.make(job((4, 17, 0), tokens)).batch
     assert batch.keys == whole.keys
     for name, array in whole.arrays().items():
         assert np.array_equal(array, getattr(batch, name))
@@ -105,14 +107,14 @@ def test_a_damaged_sample_is_left_out_and_named_and_nothing_takes_its_place(buil
 def test_a_pack_of_damaged_samples_alone_is_an_empty_one(built: SmallShards):
     entry = Index.open(built.folder / "train" / "index.arrow").entry(4)
     damage(built.folder, "train", 0, entry.offset)
-    batch = maker_of(built).make(job((4,), (99,)))
+    batch = maker_of(built).make(job((4,), (99,))).batch
     assert (batch.keys, len(batch.bad), batch.labels.tolist()) == ((), 1, [-100])
 
 
 def test_a_picture_named_twice_is_a_bad_sample(built: SmallShards, monkeypatch: pytest.MonkeyPatch):
     maker = maker_of(built)
     number = next(i for i, sample in enumerate(built.samples["train"]) if len(sample.images) == 1)
-    sample, pictures = maker._reader.read(number)
+    sample, pictures = maker._reader.read(maker._corpus.entry(number))
     twice = Sample(
         key=sample.key,
         messages=({"role": "user", "content": "<|image_1|> <|image_1|>"}, sample.messages[1]),
@@ -121,7 +123,7 @@ def test_a_picture_named_twice_is_a_bad_sample(built: SmallShards, monkeypatch: 
         source={},
     )
     monkeypatch.setattr(maker._reader, "read", lambda _: (twice, pictures))
-    assert "more than once" in maker.make(job((number,), (99,))).bad[0].reason
+    assert "more than once" in maker.make(job((number,), (99,))).batch.bad[0].reason
 
 
 def test_a_length_that_was_not_planned_is_an_error(built: SmallShards):

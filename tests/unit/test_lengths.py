@@ -49,7 +49,7 @@ def test_planned_lengths_are_those_of_the_encoded_samples(built: SmallShards, nu
     settings = {"tokenizer_file": built.tokenizer, "template": plan.spec.template, "max_open": 2}
     encoder = Encoder(EncoderSettings(sets=plan.corpus.sets, **settings, **(GEOMETRY | {"num_crops": num_crops})))
     for number in range(len(plan.corpus)):
-        sample = encoder.encode(*reader.read(number))
+        sample = encoder.encode(*reader.read(plan.corpus.entry(number)))
         assert plan.lengths.tokens[number] == len(sample.input_ids)
         assert plan.lengths.labels[number] == np.count_nonzero(sample.labels != -100)
         assert plan.lengths.crops[number] == sum(tower_crops(*grid) for grid in sample.grids.tolist())

@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.schema import UserError
 from tests.factories.small_shards import SmallShards, damage, small_shards
+from train.pipeline import makers
 from train.pipeline.batch import Batch
-from train.pipeline.encode import Job
-from train.pipeline.loader import Loader, LoaderError
+from train.pipeline.encode import Job, Made
+from train.pipeline.loader import Loader
+from train.pipeline.makers import Interrupted, LoaderError, WorkerFailed
 from train.pipeline.opening import open_plan
 from train.pipeline.plan import Plan
+from train.pipeline.read import Storage
 
 
 @pytest.fixture(scope="module")
@@ -97,13 +99,13 @@ def test_a_stream_taken_up_at_a_step_goes_on_as_if_never_left(built: SmallShards
             assert all(equal(a, b) for a, b in zip(batches, others, strict=True))
 
 
-@pytest.mark.parametrize(("ahead_bytes", "made"), [(2**30, 9), (1, 5)])
+@pytest.mark.parametrize(("ahead_bytes", "made"), [(2**30, 10), (1, 6)])
 def test_what_is_made_ahead_is_bounded(built: SmallShards, ahead_bytes: int, made: int):
-    """A step is 5 packs; 4 more lie ready, or none where one fills the room."""
+    """A step is 5 packs; 5 more are made meanwhile, or one where one fills the room."""
     with loader_of(built, ahead_bytes=ahead_bytes) as loader:
         submit, jobs = loader._makers[0].submit, []
 
-        def counted(job: Job) -> Callable[[], Batch]:
+        def counted(job: Job) -> Callable[[], Made]:
             jobs.append(job)
             return submit(job)
 
@@ -129,15 +131,54 @@ def test_damage_is_reported_alike_by_any_number_of_ranks(tmp_path: Path):
     assert {bad.key for _, _, bad in reports[0]} == {"train-0-3", "train-1-10", "train-1-11"}
 
 
-def test_a_killed_worker_ends_the_stream_and_is_named(built: SmallShards):
+def test_a_killed_worker_is_replaced_and_the_stream_is_the_same(built: SmallShards):
+    with loader_of(built) as expected, loader_of(built, workers=2) as stream:
+        events = []
+        for (step, batches), (_, others) in zip(expected, stream, strict=True):
+            assert all(equal(a, b) for a, b in zip(batches, others, strict=True))
+            events += stream.latest.events
+            if step in (0, 2):
+                worker = stream._makers[step // 2]._process  # type: ignore[attr-defined]
+                worker.kill()
+                worker.wait()
+    assert [event.kind for event in events] == ["worker", "worker"]
+    assert "was ended by SIGKILL" in events[0].what
+    assert f"process {worker.pid}" in events[1].where
+
+
+def test_a_pack_that_kills_its_workers_ends_the_stream_and_is_named(
+    built: SmallShards, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(makers, "DEATHS_AT_ONE_PACK", 1)
     loader = loader_of(built, workers=2)
     next(loader)
     worker = loader._makers[1]._process  # type: ignore[attr-defined]
     worker.kill()
-    with pytest.raises(LoaderError, match=rf"worker 1 of rank 0 \(process {worker.pid}\) was ended by SIGKILL"):
-        for _ in loader:
-            pass
+    worker.wait()
+    with pytest.raises(LoaderError, match=rf"worker 1 .*process {worker.pid}\) was ended by SIGKILL.*pack \d"):
+        list(loader)
     assert not loader._makers
+
+
+def test_a_worker_that_says_nothing_ends_the_stream(built: SmallShards, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(makers, "SILENCE_BEYOND_PATIENCE_S", 0.5)
+    monkeypatch.setattr(makers, "LOOK_EVERY_S", 0.1)
+    with loader_of(built, workers=1, storage=Storage(patience_s=0.0)) as loader:
+        worker = loader._makers[0]._process  # type: ignore[attr-defined]
+        worker.send_signal(signal.SIGSTOP)
+        with pytest.raises(LoaderError, match=r"has not made pack \d of step 0 in \d s"):
+            next(loader)
+        worker.send_signal(signal.SIGCONT)
+
+
+def test_a_rank_asked_to_leave_waits_for_no_pack(built: SmallShards, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(makers, "LOOK_EVERY_S", 0.1)
+    with loader_of(built, workers=1, asked=lambda: True) as loader:
+        worker = loader._makers[0]._process  # type: ignore[attr-defined]
+        worker.send_signal(signal.SIGSTOP)
+        with pytest.raises(Interrupted):
+            next(loader)
+        assert not loader._makers, "a stopped worker is ended too"
 
 
 def test_workers_leave_a_jobs_signals_to_their_rank(built: SmallShards):
@@ -148,20 +189,20 @@ def test_workers_leave_a_jobs_signals_to_their_rank(built: SmallShards):
         assert len(list(loader)) == opened(built).steps_until(2)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_shard_that_goes_missing_is_the_users_to_mend(tmp_path: Path, workers: int):
+def test_samples_of_a_shard_that_goes_missing_are_left_out_by_name(tmp_path: Path):
     built = small_shards(tmp_path)
-    loader = loader_of(built, workers=workers)
-    (built.folder / "train" / "shard-000001.tar").unlink()
-    with pytest.raises(UserError, match=r"shard-000001\.tar: No such file"):
-        list(loader)
+    with loader_of(built, workers=1, end_step=opened(built).steps_in(0)) as loader:
+        (built.folder / "train" / "shard-000001.tar").unlink()
+        bad = [one for _, batches in loader for batch in batches for one in batch.bad]
+    assert {one.key for one in bad} == {f"train-1-{place}" for place in range(20)}
+    assert {one.reason for one in bad} == {"the shard is gone"}
 
 
 def test_a_bug_in_a_worker_is_raised_with_its_traceback(built: SmallShards):
     with loader_of(built, workers=1) as loader:
-        maker = loader._makers[0]
-        result = maker.submit("not a job")  # type: ignore[arg-type]
-        with pytest.raises(AttributeError):
+        job = Job(step=0, number=0, samples=(10**6,), tokens=(1,), crop_chunks=1, label_chunks=1)
+        result = loader._makers[0].submit(job)
+        with pytest.raises(WorkerFailed, match=r"pack 0 of step 0:(.|\n)*IndexError"):
             result()
 
 
@@ -215,6 +256,6 @@ def test_closing_early_leaves_no_process_and_no_descriptor(built: SmallShards):
 
 def test_the_seconds_waited_for_a_step_are_known(built: SmallShards):
     with loader_of(built) as loader:
-        assert loader.waited_s == 0
+        assert loader.latest.waited_s == 0
         next(loader)
-        assert loader.waited_s > 0
+        assert loader.latest.waited_s > 0

@@ -1,7 +1,7 @@
 """What the pipeline hands to the engine: encoded samples laid out one after the other in a pack. NumPy only."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -68,38 +68,51 @@ class Batch:
         return {name: getattr(self, name) for name in self.ARRAYS}
 
     def plain(self) -> dict[str, Any]:
-        """All other fields, by name."""
+        """All other fields, by name, as values that JSON has."""
         return {
-            "keys": self.keys,
+            "keys": list(self.keys),
             "crop_chunks": self.crop_chunks,
             "label_chunks": self.label_chunks,
             "number": self.number,
-            "bad": self.bad,
+            "bad": [asdict(one) for one in self.bad],
         }
+
+    @classmethod
+    def of(cls, arrays: dict[str, Any], plain: dict[str, Any]) -> "Batch":
+        """A batch from what `arrays` and `plain` gave."""
+        lists = {"keys": tuple(plain["keys"]), "bad": tuple(BadSample(**one) for one in plain["bad"])}
+        return cls(**arrays, **(plain | lists))
 
 
 def assemble(
     samples: Sequence[Encoded],
     *,
-    crop_size: int,
+    crops: NDArray[np.uint8],
     crop_chunks: int,
     label_chunks: int,
     number: int,
     bad: Sequence[BadSample] = (),
+    array: Callable[[tuple[int, ...], Any], NDArray[Any]] = np.empty,
 ) -> Batch:
-    """Lay samples out as one pack; none makes an empty pack: one token 0 that nothing is learned from."""
-    if not samples:
-        ids, labels, lengths = [np.zeros(1, np.int64)], [np.full(1, IGNORED, np.int64)], [1]
-    else:
-        ids, labels = [s.input_ids for s in samples], [s.labels for s in samples]
-        lengths = [len(s.input_ids) for s in samples]
+    """Lay samples out as one pack; none makes an empty pack: one token 0 that nothing is learned from.
+
+    Args:
+        crops: uint8 [K, 3, c, c], those of all samples one behind the other.
+        array: gives memory for each other array, by shape and dtype.
+    """
+    ids = [sample.input_ids for sample in samples] or [np.zeros(1, np.int64)]
+    labels = [sample.labels for sample in samples] or [np.full(1, IGNORED, np.int64)]
+    lengths = [len(one) for one in ids]
+    places = [np.arange(length, dtype=np.int64) for length in lengths]
+    grids = [np.zeros((0, 2), np.int64), *(sample.grids for sample in samples)]
+    tokens = (sum(lengths),)
     return Batch(
-        input_ids=np.concatenate(ids),
-        position_ids=np.concatenate([np.arange(length, dtype=np.int64) for length in lengths]),
-        labels=np.concatenate(labels),
-        cu_seqlens=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
-        crops=np.concatenate([np.zeros((0, 3, crop_size, crop_size), np.uint8), *(s.crops for s in samples)]),
-        grids=np.concatenate([np.zeros((0, 2), np.int64), *(s.grids for s in samples)]),
+        input_ids=np.concatenate(ids, out=array(tokens, np.int64)),
+        position_ids=np.concatenate(places, out=array(tokens, np.int64)),
+        labels=np.concatenate(labels, out=array(tokens, np.int64)),
+        cu_seqlens=np.cumsum([0, *lengths], out=array((len(lengths) + 1,), np.int32)),
+        crops=crops,
+        grids=np.concatenate(grids, out=array((sum(map(len, grids)), 2), np.int64)),
         keys=tuple(sample.key for sample in samples),
         crop_chunks=crop_chunks,
         label_chunks=label_chunks,

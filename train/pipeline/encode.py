@@ -1,20 +1,26 @@
 """One sample → token ids, labels and crops; a pack's samples → a batch. Runs in workers, so without torch."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data.conversation import Conversation, ConversationError
-from data.geometry import image_tokens
+from data.geometry import canvas, image_tokens
 from data.images import PictureError, open_picture
+from data.index import IndexEntry
 from data.schema import Sample, SampleError, UserError
 from data.shards import ShardError
 from train.model.crops import canvas_crops
 from train.pipeline.batch import IGNORED, BadSample, Batch, Encoded, assemble
 from train.pipeline.corpus import Corpus, ShardSet
-from train.pipeline.read import ShardReader
+from train.pipeline.events import Event
+from train.pipeline.passing import Bytes, Layout
+from train.pipeline.read import ShardReader, Storage
 
 
 class LengthMismatch(UserError):
@@ -33,6 +39,22 @@ class EncoderSettings:
     crop_size: int
     tokens_per_side: int
     max_open: int
+    storage: Storage = field(default_factory=Storage)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        sets = [asdict(one) | {"folder": str(one.folder)} for one in self.sets]
+        return asdict(self) | {"sets": sets, "tokenizer_file": str(self.tokenizer_file)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "EncoderSettings":
+        """The settings that `to_json` wrote."""
+        sets = tuple(
+            ShardSet(**(one | {"folder": Path(one["folder"]), "shard_names": tuple(one["shard_names"])}))
+            for one in values["sets"]
+        )
+        objects = {"tokenizer_file": Path(values["tokenizer_file"]), "storage": Storage(**values["storage"])}
+        return cls(**(values | {"sets": sets} | objects))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +69,30 @@ class Job:
     crop_chunks: int
     label_chunks: int
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Job":
+        """The job that `to_json` wrote."""
+        return cls(**(values | {"samples": tuple(values["samples"]), "tokens": tuple(values["tokens"])}))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """A pack, and what making it took."""
+
+    batch: Batch
+    seconds: dict[str, float]
+    """By what it went into, see SECONDS."""
+    events: tuple[Event, ...] = ()
+    """What happened meanwhile that a person should know of."""
+
+
+READING, REMOTE, ENCODING = "reading", "remote", "decoding"
+SECONDS = (READING, REMOTE, ENCODING)
+
 
 class Encoder:
     """Encodes samples by one tokenizer, template and picture geometry."""
@@ -55,36 +101,55 @@ class Encoder:
         self._settings = settings
         self._conversation = Conversation(settings.tokenizer_file.read_text("utf-8"), settings.template)
 
-    def encode(self, sample: Sample, pictures: Sequence[bytes]) -> Encoded:
+    def crops_of(self, entry: IndexEntry) -> int:
+        """Crops of all pictures of a sample, by the sizes in the index; without global views."""
+        places = (canvas(*size, self._settings.num_crops, self._settings.crop_size) for size in entry.image_sizes)
+        return sum(place.rows * place.columns for place in places)
+
+    def encode(self, sample: Sample, pictures: Sequence[bytes], out: NDArray[np.uint8] | None = None) -> Encoded:
         """Ids, labels and crops of one sample.
 
         Args:
             sample: its messages name the pictures by tags.
             pictures: encoded, in the order of the tags' numbers.
+            out: uint8 [K, 3, c, c], where the crops are put; else they get memory of their own.
         Raises:
             PictureError: a picture cannot be decoded.
             ConversationError: messages and pictures do not fit together.
             SampleError: a picture is named more than once.
+            LengthMismatch: the pictures have other crops than `out` has room for.
         """
         settings = self._settings
-        crops, grids = [], []
-        for data in pictures:
-            cut, grid = canvas_crops(open_picture(data), settings.num_crops, settings.crop_size)
-            crops.append(cut)
-            grids.append(grid)
+        opened = [open_picture(data) for data in pictures]
+        places = [canvas(one.width, one.height, settings.num_crops, settings.crop_size) for one in opened]
+        grids = [(place.rows, place.columns) for place in places]
+        total = sum(rows * columns for rows, columns in grids)
+        size = settings.crop_size
+        if out is None:
+            out = np.empty((total, 3, size, size), np.uint8)
+        if total != len(out):
+            raise LengthMismatch(f"{total} crops, planned were {len(out)}")
+        at = 0
+        for picture, (rows, columns) in zip(opened, grids, strict=True):
+            out[at : at + rows * columns] = canvas_crops(picture, settings.num_crops, size)[0]
+            at += rows * columns
         tokens = [image_tokens(rows, columns, settings.tokens_per_side) for rows, columns in grids]
         ids, labels = self._conversation.encode(sample.messages, tokens)
         if np.count_nonzero(ids < 0) != sum(tokens):
             raise SampleError("its prompt names a picture more than once")
         labels[:1] = IGNORED
-        size = settings.crop_size
         return Encoded(
             key=sample.key,
             input_ids=ids,
             labels=labels,
-            crops=np.concatenate(crops) if crops else np.zeros((0, 3, size, size), np.uint8),
+            crops=out,
             grids=np.array(grids, np.int64).reshape(-1, 2),
         )
+
+
+def own_memory(size: int) -> Bytes:
+    """Memory for one pack of this process's own."""
+    return np.empty(size, np.uint8)
 
 
 class PackMaker:
@@ -93,44 +158,81 @@ class PackMaker:
     def __init__(self, settings: EncoderSettings) -> None:
         self._settings = settings
         self._corpus = Corpus.open(settings.sets)
-        self._reader = ShardReader(self._corpus, settings.max_open)
+        self._reader = ShardReader(self._corpus, settings.max_open, settings.storage)
         self._encoder = Encoder(settings)
 
-    def make(self, job: Job) -> Batch:
+    def make(self, job: Job, memory: Callable[[int], Bytes] = own_memory) -> Made:
         """Read and encode a pack. A damaged sample is left out and named in `bad`; nothing takes its place.
 
+        Args:
+            memory: gives at least so many bytes, in which all arrays of the pack come to lie.
         Raises:
             LengthMismatch: a whole sample is not as long as planned.
-            ReadError: a shard is gone.
+            ReadError: the shards cannot be read at all.
         """
+        entries = [self._corpus.entry(number) for number in job.samples]
+        crop_counts = [self._encoder.crops_of(entry) for entry in entries]
+        size = self._settings.crop_size
+        crops_shape = (sum(crop_counts), 3, size, size)
+        tokens_shape, ends_shape = (max(sum(job.tokens), 1),), (max(len(entries), 1) + 1,)
+        grids_shape = (sum(len(entry.image_sizes) for entry in entries), 2)
+        room = Layout(
+            memory(
+                Layout.size((crops_shape, np.uint8), (grids_shape, np.int64), (ends_shape, np.int32))
+                + 3 * Layout.size((tokens_shape, np.int64))
+            )
+        )
+        crops = room.array(crops_shape, np.uint8)
         encoded: list[Encoded] = []
         bad: list[BadSample] = []
-        for number, tokens in zip(job.samples, job.tokens, strict=True):
+        used, read_s, encode_s = 0, 0.0, 0.0
+        remote_before = self._reader.remote_s
+        self._reader.expect(entries)
+        for entry, count, tokens in zip(entries, crop_counts, job.tokens, strict=True):
+            begun = read = time.perf_counter()
             try:
-                sample = self._encoder.encode(*self._reader.read(number))
+                content = self._reader.read(entry)
+                read = time.perf_counter()
+                sample = self._encoder.encode(*content, crops[used : used + count])
+                if len(sample.input_ids) != tokens:
+                    raise LengthMismatch(f"{len(sample.input_ids)} tokens, planned were {tokens}")
+            except LengthMismatch as error:
+                raise LengthMismatch(self._mismatch(entry, str(error))) from error
             except ShardError as error:
-                bad.append(self._bad(number, error.what))
+                bad.append(self._bad(entry, error.what))
                 continue
             except (PictureError, ConversationError, SampleError) as error:
-                bad.append(self._bad(number, str(error)))
+                bad.append(self._bad(entry, str(error)))
                 continue
-            if len(sample.input_ids) != tokens:
-                raise LengthMismatch(
-                    f"{self._reader.shard_path(number)}: sample {sample.key!r} has {len(sample.input_ids)} tokens, "
-                    f"planned were {tokens}; the index or the cached lengths are not of these shards: delete "
-                    "lengths-*.npz in the cache folder, and build the shards again if that does not help"
-                )
+            finally:
+                read_s += read - begun
+                encode_s += time.perf_counter() - read
+            used += count
             encoded.append(sample)
-        return assemble(
+        batch = assemble(
             encoded,
-            crop_size=self._settings.crop_size,
+            crops=crops[:used],
             crop_chunks=job.crop_chunks,
             label_chunks=job.label_chunks,
             number=job.number,
             bad=bad,
+            array=room.array,
         )
+        remote_s = self._reader.remote_s - remote_before
+        seconds = {READING: max(read_s - remote_s, 0.0), REMOTE: remote_s, ENCODING: encode_s}
+        return Made(batch=batch, seconds=seconds, events=tuple(self._reader.take_events()))
 
-    def _bad(self, number: int, reason: str) -> BadSample:
-        entry = self._corpus.entry(number)
+    def close(self) -> None:
+        """Close what is open."""
+        self._reader.close()
+
+    def _bad(self, entry: IndexEntry, reason: str) -> BadSample:
         shard = self._corpus.shard_paths[entry.shard].name
         return BadSample(key=entry.key, shard=shard, byte=entry.offset, reason=reason)
+
+    def _mismatch(self, entry: IndexEntry, found: str) -> str:
+        return (
+            f"{self._corpus.shard_paths[entry.shard]}: sample {entry.key!r} has {found}; the index or the cached "
+            "lengths are not of these shards: delete lengths-*.npz in the cache folder, and build the shards again if "
+            "that does not help"
+        )

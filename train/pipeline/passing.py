@@ -1,22 +1,31 @@
-"""Messages between a rank and its workers: small values pickled, arrays as they are, both in shared memory.
+"""Between a rank and a worker: short messages as JSON, packs in shared memory that goes back and forth.
 
-Each message is one anonymous memory file whose descriptor goes over a Unix socket. It has no name, so nothing is left
-behind when either side is killed; it does not count against a container's /dev/shm; it is freed with its last array.
+Shared memory is anonymous memory files whose descriptors go over a Unix socket. They have no name, so nothing is left
+behind when either side is killed, and they do not count against a container's /dev/shm. A worker writes a pack into a
+block, lends it to its rank, and writes into it again once the rank's last array in it is gone: pages that the kernel
+has handed out once are many times quicker to write to than new ones.
 """
 
+import json
 import mmap
 import os
-import pickle
 import socket
 import struct
-from collections.abc import Mapping
+import weakref
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-_HEADER = struct.Struct("<QQ")  # bytes in the file, where its pickled part begins
-_ALIGNMENT = 64
+Bytes = NDArray[np.uint8]
+
+_LENGTH = struct.Struct("<Q")
+_LOAN = struct.Struct("<QQQQ")  # number of the block, bytes of it that are mapped, where its text begins, its bytes
+ALIGNMENT = 64
+MEBIBYTE = 2**20
 
 
 def channel() -> tuple[socket.socket, socket.socket]:
@@ -24,52 +33,207 @@ def channel() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
-def send(end: socket.socket, value: object, arrays: Mapping[str, NDArray[Any]] | None = None) -> None:
-    """Send a value and arrays.
+def send(end: socket.socket, value: object) -> None:
+    """Send plain values (what JSON has) of any size.
+
+    The text goes in a memory file of its own, so that no sender ever waits for a receiver that itself is sending.
 
     Raises:
         OSError: the other side is gone.
     """
-    layout: dict[str, tuple[str, tuple[int, ...], int]] = {}
+    text = json.dumps(value, ensure_ascii=False).encode()
     memory = os.memfd_create("message", os.MFD_CLOEXEC)
     try:
-        at = 0
-        for name, array in (arrays or {}).items():
-            at = -(-at // _ALIGNMENT) * _ALIGNMENT
-            layout[name] = (array.dtype.str, array.shape, at)
-            at = _write(memory, np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, at)
-        plain_at = at
-        size = _write(memory, memoryview(pickle.dumps((value, layout))), plain_at)
-        socket.send_fds(end, [_HEADER.pack(size, plain_at)], [memory])
+        _write(memory, text, 0)
+        socket.send_fds(end, [_LENGTH.pack(len(text))], [memory])
     finally:
         os.close(memory)
 
 
-def receive(end: socket.socket) -> tuple[Any, dict[str, Any]]:
-    """Wait for a message. The arrays lie in its memory and may be written to.
+def receive(end: socket.socket) -> Any:
+    """Wait for what `send` sent.
 
     Raises:
         EOFError: the other side is gone.
     """
+    header, descriptor = _receive(end, _LENGTH.size)
+    assert descriptor is not None
+    with open(descriptor, "rb") as stream:
+        return json.loads(stream.read(_LENGTH.unpack(header)[0]))
+
+
+def _receive(end: socket.socket, size: int) -> tuple[bytes, int | None]:
     try:
-        header, descriptors, _, _ = socket.recv_fds(end, _HEADER.size, 1, socket.MSG_CMSG_CLOEXEC)
+        header, descriptors, _, _ = socket.recv_fds(end, size, 1, socket.MSG_CMSG_CLOEXEC)
     except ConnectionResetError as error:
         raise EOFError("the other side is gone") from error
     if not header:
         raise EOFError("the other side is gone")
-    size, plain_at = _HEADER.unpack(header)
-    memory = mmap.mmap(descriptors[0], size)
-    os.close(descriptors[0])
-    value, layout = pickle.loads(memory[plain_at:size])
-    return value, {
-        name: np.ndarray(shape, np.dtype(dtype), buffer=memory, offset=at)
-        for name, (dtype, shape, at) in layout.items()
-    }
+    return header, descriptors[0] if descriptors else None
 
 
-def _write(memory: int, data: memoryview, at: int) -> int:
-    """Write all of `data` at a place; returns where it ends."""
-    while data:
-        written = os.pwrite(memory, data, at)
-        data, at = data[written:], at + written
-    return at
+def _write(descriptor: int, content: bytes, at: int) -> None:
+    written = 0
+    while written < len(content):
+        written += os.pwrite(descriptor, content[written:], at + written)
+
+
+class Layout:
+    """Lays arrays out one behind the other in a block."""
+
+    def __init__(self, memory: Bytes) -> None:
+        self.memory = memory
+        self.at = 0
+
+    @staticmethod
+    def size(*arrays: tuple[tuple[int, ...], Any]) -> int:
+        """Bytes that arrays of these shapes and dtypes take, in any order."""
+        return sum(int(np.prod(shape)) * np.dtype(dtype).itemsize + ALIGNMENT for shape, dtype in arrays)
+
+    def array(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        """The next array; its values are whatever the memory holds."""
+        start = -(-self.at // ALIGNMENT) * ALIGNMENT
+        self.at = start + int(np.prod(shape)) * np.dtype(dtype).itemsize
+        if self.at > len(self.memory):
+            raise ValueError(f"an array of {shape} ends at byte {self.at} of a block of {len(self.memory)}")
+        return self.memory[start : self.at].view(dtype).reshape(shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Shared memory, mapped here."""
+
+    number: int
+    descriptor: int
+    memory: mmap.mmap
+
+    def close(self) -> None:
+        """Forget it; its pages go with the last array in it, here and on the other side."""
+        os.close(self.descriptor)
+
+
+class Lender:
+    """The worker's side: takes blocks, lends them out filled, has them given back."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+        self._free: list[Block] = []
+        self._lent: dict[int, Block] = {}
+        self._shown: set[int] = set()
+        """Blocks whose descriptors the rank has."""
+        self._taken: Block | None = None
+        self._made = 0
+        self._dropped: list[int] = []
+        self._largest = 0
+
+    def take(self, size: int) -> Bytes:
+        """At least `size` bytes of memory for the next loan; what was taken before it and not lent is taken anew."""
+        if self._taken:
+            self._free.append(self._taken)
+        self._largest = max(self._largest, size)
+        found = next((block for block in self._free if len(block.memory) >= size), None)
+        if found:
+            self._free.remove(found)
+        else:
+            # A block that is too small makes room for one that would have done for all so far.
+            if self._free:
+                self._drop(self._free.pop(0))
+            found = self._make(self._largest)
+        self._taken = found
+        return np.frombuffer(found.memory, np.uint8)
+
+    def lend(self, text: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Hand over plain values, and arrays that lie in the memory taken.
+
+        Raises:
+            OSError: the rank is gone.
+        """
+        block = self._taken or self._make(MEBIBYTE)
+        self._taken = None
+        start = _address(np.frombuffer(block.memory, np.uint8))
+        places = {
+            name: (array.dtype.str, array.shape, _address(array) - start if array.size else 0)
+            for name, array in arrays.items()
+        }
+        end = max((at + arrays[name].nbytes for name, (_, _, at) in places.items()), default=0)
+        content = json.dumps({"text": text, "arrays": places, "dropped": self._dropped}, ensure_ascii=False).encode()
+        self._dropped = []
+        _write(block.descriptor, content, end)
+        header = _LOAN.pack(block.number, len(block.memory), end, len(content))
+        socket.send_fds(self._end, [header], [] if block.number in self._shown else [block.descriptor])
+        self._shown.add(block.number)
+        self._lent[block.number] = block
+
+    def give_back(self, numbers: Sequence[int]) -> None:
+        """Take lent blocks back."""
+        self._free += [self._lent.pop(number) for number in numbers]
+
+    def _make(self, size: int) -> Block:
+        size = -(-max(size, 1) // MEBIBYTE) * MEBIBYTE
+        descriptor = os.memfd_create("packs", os.MFD_CLOEXEC)
+        os.ftruncate(descriptor, size)
+        self._made += 1
+        return Block(self._made, descriptor, mmap.mmap(descriptor, size))
+
+    def _drop(self, block: Block) -> None:
+        self._dropped.append(block.number)
+        self._shown.discard(block.number)
+        block.close()
+
+
+class Borrower:
+    """The rank's side: receives loans and notes which of them are no longer looked at."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+        self._blocks: dict[int, Block] = {}
+        self._unused: deque[int] = deque()
+
+    def receive(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Wait for a loan: plain values, and arrays in shared memory that may be written to.
+
+        The memory is the receiver's until the last of the arrays is gone.
+
+        Raises:
+            EOFError: the worker is gone.
+        """
+        header, descriptor = _receive(self._end, _LOAN.size)
+        number, size, text_at, text_size = _LOAN.unpack(header)
+        if descriptor is not None:
+            self._blocks[number] = Block(number, descriptor, mmap.mmap(descriptor, size))
+        block = self._blocks[number]
+        content = json.loads(_read(block.descriptor, text_size, text_at))
+        for dropped in content["dropped"]:
+            self._blocks.pop(dropped).close()
+        # All arrays have this one as their base; it goes with the last of them.
+        whole = np.frombuffer(block.memory, np.uint8)
+        weakref.finalize(whole, self._unused.append, number).atexit = False
+        arrays = {
+            name: whole[at : at + int(np.prod(shape)) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
+            for name, (dtype, shape, at) in content["arrays"].items()
+        }
+        return content["text"], arrays
+
+    def unused(self) -> list[int]:
+        """Numbers of the blocks to be given back; each is told once."""
+        numbers = []
+        while self._unused:
+            numbers.append(self._unused.popleft())
+        return numbers
+
+    def close(self) -> None:
+        """Forget all blocks; arrays that are still looked at stay as they are."""
+        while self._blocks:
+            self._blocks.popitem()[1].close()
+
+
+def _address(array: NDArray[Any]) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
+def _read(descriptor: int, size: int, at: int) -> bytes:
+    content = b""
+    while len(content) < size:
+        content += os.pread(descriptor, size - len(content), at + len(content))
+    return content

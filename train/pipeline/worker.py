@@ -1,4 +1,4 @@
-"""A worker process of the loader: receives packs to make, sends them back made, ends with its rank.
+"""A worker process of the loader: receives packs to make, lends them made, ends with its rank.
 
 A program of its own (`python -m train.pipeline.worker FD`) and not a `multiprocessing` process: that would run the
 rank's main module again in each worker, and with it import torch and deepspeed.
@@ -7,38 +7,55 @@ rank's main module again in each worker, and with it import torch and deepspeed.
 import socket
 import sys
 import traceback
+from dataclasses import asdict
 
 from data.schema import UserError
-from train.pipeline.encode import PackMaker
-from train.pipeline.passing import receive, send
+from train.pipeline.encode import EncoderSettings, Job, PackMaker
+from train.pipeline.passing import Lender, receive
 
 
 def serve(end: socket.socket) -> None:
     """Make packs until the other side closes, which also happens when the rank is killed.
 
-    The first request is the settings, each further one a job. An error goes back as {"error": text, "trace": text or
-    None}.
+    The first request is the settings. Each further one has a job, and the numbers of blocks that are given back; it is
+    answered by a loan: the pack, or {"error": text, "trace": text or None}.
     """
+    lender = Lender(end)
     maker: PackMaker | None = None
+    problem: dict[str, str | None] | None = None
     while True:
         try:
-            request, _ = receive(end)
-        except EOFError:
-            return
-        try:
-            if maker is None:
-                maker = PackMaker(request)
+            request = receive(end)
+            if "settings" in request:
+                try:
+                    maker = PackMaker(EncoderSettings.from_json(request["settings"]))
+                except Exception as error:
+                    problem = told(error)
                 continue
-            batch = maker.make(request)
-        except Exception as error:
-            trace = None if isinstance(error, UserError) else traceback.format_exc()
-            answer: tuple[dict, dict] = ({"error": str(error), "trace": trace}, {})
-        else:
-            answer = ({"batch": batch.plain()}, batch.arrays())
-        try:
-            send(end, *answer)
-        except (BrokenPipeError, ConnectionResetError):
+            lender.give_back(request["given_back"])
+            try:
+                if maker is None:
+                    assert problem is not None, "a job came before the settings"
+                    lender.lend(problem, {})
+                    continue
+                made = maker.make(Job.from_json(request["job"]), lender.take)
+            except Exception as error:
+                lender.lend(told(error), {})
+                continue
+            text = {
+                "batch": made.batch.plain(),
+                "seconds": made.seconds,
+                "events": [asdict(one) for one in made.events],
+            }
+            lender.lend(text, made.batch.arrays())
+            del made
+        except (EOFError, BrokenPipeError, ConnectionResetError):
             return
+
+
+def told(error: Exception) -> dict[str, str | None]:
+    """An error as it goes to the rank; with its traceback unless a person can mend it."""
+    return {"error": str(error), "trace": None if isinstance(error, UserError) else traceback.format_exc()}
 
 
 if __name__ == "__main__":
