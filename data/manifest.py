@@ -10,6 +10,8 @@ from data.schema import UserError
 from data.whole import write_whole
 
 FORMAT_VERSION = 1
+# Beside a manifest and indexes that were copied from elsewhere, and says from where; the shards were not.
+REMOTE_FILE = "remote.json"
 KINDS = ("text", "category", "number")
 # Hugging Face's form. "phi3v" is the published one; "bare" is the walkthrough's: nothing after <|end|>.
 _TURNS = (
@@ -95,7 +97,7 @@ class Manifest:
         if split not in self.shards:
             raise ManifestError(f"{folder}/manifest.json has no split {split!r}, only {', '.join(sorted(self.shards))}")
         mend = "bring the file back, or build the shards again (what is whole is kept)"
-        for shard in self.shards[split]:
+        for shard in self.shards[split] if not (Path(folder) / REMOTE_FILE).is_file() else ():
             path = Path(folder) / split / shard["name"]
             if not path.is_file():
                 raise ManifestError(f"{path} is missing; {mend}")

@@ -15,8 +15,10 @@ from train.config_schema import Config
 ROOT = Path(__file__).resolve().parents[1]
 DEFAULT = ROOT / "train/configs/default.yaml"
 
+# How the data come, not which.
+READING = ("data.workers", "data.cache", "data.shard_cache", "data.patience_minutes", "data.max_bad")
 # A run goes on when these changed: they say how long, how often and how loudly, not what is computed.
-MAY_CHANGE = ("stop.", "evaluate.", "checkpoint.", "logging.", "wandb.")
+MAY_CHANGE = ("stop.", "evaluate.", "checkpoint.", "logging.", "wandb.", *READING)
 
 
 class ConfigError(UserError):

@@ -64,6 +64,7 @@ class TuneSection(Section):
 
 class DataSection(Section):
     shards: str = "shards"
+    """Folder of the shards, or an address: `s3://…`, `https://…`."""
     train: str = "train"
     """Name of the split to train on."""
     validation: str = "validation"
@@ -80,6 +81,14 @@ class DataSection(Section):
     """Processes of each rank that read, decode and cut pictures."""
     cache: str | None = None
     """Folder for counted lengths; none: .cache beside the run folders."""
+    shard_cache: str | None = None
+    """Folder on a disk of each node for shards of an address; none: one beside other temporary files."""
+    cache_gb: Annotated[float, Field(ge=0)] = 50.0
+    """What that folder may take; what was not used for longest goes first."""
+    max_bad: NotNegative = 100
+    """Most samples that may turn out damaged or missing while they are read; one more ends the run."""
+    patience_minutes: Annotated[float, Field(ge=0, le=25)] = 20.0
+    """How long an outage of the storage is sat out before the run ends; other ranks wait for half an hour."""
 
 
 class BatchSection(Section):

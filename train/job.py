@@ -9,18 +9,21 @@ from train.checkpoint import CheckpointError, clear_unfinished, fingerprint_mode
 from train.config import ConfigError
 from train.config_schema import Config
 from train.console import Console
+from train.data_record import DataRecord
 from train.deepspeed_config import compose
 from train.distributed import World
 from train.engine import Engine, check_zero_keys, load_model, part_sizes
 from train.loop import Training, total_steps
-from train.material import Geometry, cache_folder, check_shards, find_model, read_geometry
+from train.material import Geometry, cache_folder, check_shards, find_model, read_geometry, shard_cache, shards_folder
 from train.pipeline.loader import Loader
 from train.pipeline.opening import open_plan
 from train.pipeline.plan import Plan
+from train.pipeline.storage import Storage
 from train.preemption import Preemption
 from train.runs import Earlier, RunError, RunFolder
 from train.tracking import Tracker
 from train.validation import Validation
+from train.waiting import Waiting
 
 
 def open_split(config: Config, split: str, model: Path, geometry: Geometry, world: World, shuffle: bool) -> Plan:
@@ -28,7 +31,7 @@ def open_split(config: Config, split: str, model: Path, geometry: Geometry, worl
 
     def opened() -> Plan:
         return open_plan(
-            Path(config.data.shards),
+            shards_folder(config),
             split,
             tokenizer_file=model / "tokenizer.json",
             num_crops=geometry.num_crops,
@@ -61,6 +64,17 @@ def open_validation(config: Config, model: Path, geometry: Geometry, world: Worl
         tokenizer=model / "tokenizer.json",
         packs=config.evaluate.packs,
         workers=config.data.workers,
+        storage=storage_of(config, world),
+    )
+
+
+def storage_of(config: Config, world: World) -> Storage:
+    """How shards are read."""
+    return Storage(
+        patience_s=60 * config.data.patience_minutes,
+        cache=str(shard_cache(config)),
+        cache_bytes=int(config.data.cache_gb * 1e9),
+        node_share=world.place.local_world_size / world.size,
     )
 
 
@@ -160,6 +174,8 @@ def work(config: Config, settings: dict[str, Any], run: RunFolder, world: World)
     world.from_first(lambda: run.cut_metrics(done))
     console.say(describe(engine, plan, config, world, total))
     tracker = Tracker(config.wandb, run.path, str(config.run.name), config.model_dump()) if world.first else None
+    record = DataRecord(run.path, world, max_bad=config.data.max_bad, step=done)
+    preemption = Preemption()
     with Loader(
         plan,
         folder / "tokenizer.json",
@@ -168,6 +184,8 @@ def work(config: Config, settings: dict[str, Any], run: RunFolder, world: World)
         start_step=done,
         end_step=total,
         workers=config.data.workers,
+        storage=storage_of(config, world),
+        asked=lambda: preemption.asked is not None,
     ) as loader:
         training = Training(
             config=config,
@@ -180,7 +198,9 @@ def work(config: Config, settings: dict[str, Any], run: RunFolder, world: World)
             base=base,
             console=console,
             tracker=tracker,
-            preemption=Preemption(),
+            preemption=preemption,
+            record=record,
+            waiting=Waiting(config.data.workers),
             done=done,
             total=total,
             checkpoint=start,

@@ -12,17 +12,21 @@ from data.whole import write_whole
 from train.checkpoint import prune
 from train.config_schema import Config
 from train.console import Console, train_line, validation_line
+from train.data_record import DataRecord
 from train.distributed import World
 from train.engine import Engine
 from train.loss import backward_scale, count_labels, mean_loss
 from train.optim import learning_rate
 from train.pipeline.batch import Batch
+from train.pipeline.encode import SECONDS
 from train.pipeline.loader import Loader
+from train.pipeline.makers import Interrupted
 from train.pipeline.plan import Plan
 from train.preemption import Preemption
 from train.runs import RunFolder, State
 from train.tracking import Tracker
 from train.validation import Validation
+from train.waiting import Waiting
 
 GIB = 2**30
 
@@ -88,6 +92,8 @@ class Training:
     console: Console
     tracker: Tracker | None
     preemption: Preemption
+    record: DataRecord
+    waiting: Waiting
     done: int
     """Optimizer steps done."""
     total: int
@@ -134,6 +140,8 @@ class Training:
         """This rank's share of the next global batch, or why it cannot be had."""
         try:
             step, batches = next(self.loader)
+        except Interrupted:
+            return [], None  # asked to leave while it waited: the ranks leave together
         except Exception as error:
             return [], error
         assert step == self.done
@@ -145,12 +153,19 @@ class Training:
         mine = Counts.of(batches)
         values = [getattr(mine, name) for name in Counts.__dataclass_fields__]
         asked = self.preemption.asked is not None
-        *sums, asking, failed = self.world.sum_integers([*values, int(asked), int(problem is not None)])
+        events = self.loader.latest.events
+        *sums, happened, asking, failed = self.world.sum_integers(
+            [*values, len(events), int(asked), int(problem is not None)]
+        )
         if failed:
             self.world.raise_together(problem)
         if asking:
             return None
-        return batches, Counts(**dict(zip(Counts.__dataclass_fields__, sums, strict=True)))
+        counts = Counts(**dict(zip(Counts.__dataclass_fields__, sums, strict=True)))
+        if counts.bad or happened:
+            bad = [(batch.number, sample) for batch in batches for sample in batch.bad]
+            self.record.add(self.done + 1, "train", bad, events)
+        return batches, counts
 
     def train_step(self, lines: IO[str] | None) -> bool:
         """One optimizer step; False where the ranks were asked to leave instead."""
@@ -159,14 +174,17 @@ class Training:
         if agreed is None:
             return False
         batches, counts = agreed
-        waited = self.loader.latest.waited_s
+        report = self.loader.latest
+        own = [report.waited_s, *(report.seconds[name] for name in SECONDS)]
         scale = backward_scale(self.world.size, counts.label_tokens)
         losses = [self.engine.train_pack(batch, self.done, scale) for batch in batches]
         rate = learning_rate(self.done, self.total, self.config.optim)
         norm = self.engine.step(rate)
-        gathered = self.world.gather_floats([*(float(loss) for loss in losses), waited])
+        gathered = self.world.gather_floats([*own, *(float(loss) for loss in losses)])
         self.done += 1
-        loss = mean_loss([values[:-1] for values in gathered], counts.label_tokens)
+        loss = mean_loss([values[len(own) :] for values in gathered], counts.label_tokens)
+        waited = [values[0] for values in gathered]
+        spent = {name: sum(values[place] for values in gathered) for place, name in enumerate(SECONDS, start=1)}
         seconds = time.perf_counter() - begun
         record = {
             "step": self.done,
@@ -180,16 +198,18 @@ class Training:
             "time": {
                 "at": time.time(),
                 "step_s": seconds,
-                "data_wait_s": max(values[-1] for values in gathered),
+                "data_wait_s": max(waited),
+                "data_wait_rank": waited.index(max(waited)),
+                **{f"data_{name}_s": value for name, value in spent.items()},
                 "tokens_per_s": counts.tokens / seconds,
                 "pictures_per_s": counts.pictures / seconds,
                 "memory_gib": memory_gib(self.world),
             },
         }
-        for batch in batches:
-            for sample in batch.bad:
-                print(f"left out: {sample.key} ({sample.shard} at byte {sample.byte}): {sample.reason}", flush=True)
         self.write(lines, record)
+        warning = self.waiting.add(seconds, waited, spent)
+        if warning:
+            self.console.say(warning)
         if self.done % self.config.logging.every_steps == 0 or self.done == self.total:
             self.console.say(train_line(record))
         self.console.move_bar(self.done)
@@ -198,7 +218,9 @@ class Training:
     def measure(self, lines: IO[str] | None) -> bool:
         """Measure the validation loss; False where the ranks were asked to leave instead."""
         assert self.validation is not None
-        found = self.validation.measure(self.engine, self.world, lambda: self.preemption.asked is not None)
+        found = self.validation.measure(
+            self.engine, self.world, lambda: self.preemption.asked is not None, self.record, self.done
+        )
         if found is None:
             return False
         record = {"step": self.done, "kind": "validation", **found}

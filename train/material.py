@@ -8,6 +8,7 @@ from typing import Any
 from data.manifest import Manifest
 from data.schema import UserError
 from train.config_schema import Config
+from train.pipeline.remote import default_cache, is_remote, mirror
 
 NEEDED = ("config.json", "preprocessor_config.json", "tokenizer.json")
 HUB_TIMEOUT_S = 5.0
@@ -114,12 +115,24 @@ def no_model(path: str, reason: str | None) -> str:
     )
 
 
+def shards_folder(config: Config) -> Path:
+    """The folder of `data.shards`; of an address, one with its manifest and indexes, fetched if they changed."""
+    if not is_remote(config.data.shards):
+        return Path(config.data.shards)
+    return mirror(config.data.shards, shard_cache(config), 60 * config.data.patience_minutes)
+
+
+def shard_cache(config: Config) -> Path:
+    """Where a node keeps shards of an address."""
+    return Path(config.data.shard_cache) if config.data.shard_cache else default_cache()
+
+
 def check_shards(config: Config) -> Manifest:
     """The manifest of `data.shards`, with every shard of the training split there and of its size.
 
     Raises UserError for no shards, another format version, a shard that is missing or cut.
     """
-    folder = Path(config.data.shards)
+    folder = shards_folder(config)
     if not (folder / "manifest.json").is_file():
         raise MissingMaterial(
             f"data.shards: no shards at {folder}\n"

@@ -15,6 +15,7 @@ from data.schema import UserError
 from data.whole import write_whole
 from train.config import differences, dump, may_change
 from train.config_schema import Config
+from train.lines import cut_lines
 
 State = Literal["running", "preempted", "finished", "failed"]
 
@@ -151,14 +152,4 @@ class RunFolder:
 
     def cut_metrics(self, step: int) -> None:
         """Leave in metrics.jsonl the whole lines of steps up to `step`, as they were when that step was saved."""
-        if not self.metrics.is_file():
-            return
-        kept = []
-        for line in self.metrics.read_bytes().split(b"\n")[:-1]:
-            try:
-                if json.loads(line)["step"] > step:
-                    break
-            except ValueError:
-                break
-            kept.append(line + b"\n")
-        write_whole(self.metrics, b"".join(kept))
+        cut_lines(self.metrics, step)

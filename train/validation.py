@@ -7,11 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from train.data_record import DataRecord
 from train.distributed import World
 from train.engine import Engine
 from train.loss import count_labels, mean_loss
+from train.pipeline.batch import BadSample
+from train.pipeline.events import Event
 from train.pipeline.loader import Loader
+from train.pipeline.makers import Interrupted
 from train.pipeline.plan import Plan
+from train.pipeline.storage import Storage
 
 # A worker process takes a second to start; below this many packs a rank it is not worth one.
 PACKS_A_WORKER = 64
@@ -26,6 +31,7 @@ class Validation:
     packs: int | None
     """Most packs, rounded up to whole batches; None for the whole split."""
     workers: int
+    storage: Storage
 
     @property
     def batches(self) -> int:
@@ -35,38 +41,58 @@ class Validation:
             return every
         return min(every, math.ceil(self.packs / self.plan.spec.global_batch_packs))
 
-    def measure(self, engine: Engine, world: World, asked: Callable[[], bool]) -> dict[str, Any] | None:
+    def measure(
+        self, engine: Engine, world: World, asked: Callable[[], bool], record: DataRecord, step: int
+    ) -> dict[str, Any] | None:
         """The mean loss over the supervised tokens, the same on every rank; None in its place where it is not finite.
 
         asked: whether this rank was asked to leave; then all ranks leave and the result is None.
-        Returns loss, label_tokens, tokens, samples, time.
+        record, step: where bad samples are recorded, and under which step.
+        Returns loss, label_tokens, tokens, samples, bad, time.
         """
         begun = time.perf_counter()
         sums: list[float] = []
         counts = [0, 0, 0]
-        workers = min(self.workers, self.batches * self.plan.spec.global_batch_packs // world.size // PACKS_A_WORKER)
-        with Loader(
-            self.plan,
-            self.tokenizer,
-            rank=world.rank,
-            world=world.size,
-            start_step=0,
-            end_step=self.batches,
-            workers=workers,
-        ) as loader:
-            for _, batches in loader:
+        bad: list[tuple[int, BadSample]] = []
+        events: list[Event] = []
+        with self._loader(world, asked) as loader:
+            for place in range(self.batches):
+                try:
+                    _, batches = next(loader)
+                except Interrupted:
+                    batches = []
                 if world.sum_integers([int(asked())])[0]:
                     return None
+                events += loader.latest.events
                 for batch in batches:
                     sums.append(float(engine.measure_pack(batch)))
                     found = (count_labels(batch.labels), len(batch.labels) if batch.keys else 0, len(batch.keys))
                     counts = [had + new for had, new in zip(counts, found, strict=True)]
-        labels, tokens, samples = world.sum_integers(counts)
+                    number = place * self.plan.spec.global_batch_packs + batch.number
+                    bad += [(number, sample) for sample in batch.bad]
+        labels, tokens, samples, left_out, happened = world.sum_integers([*counts, len(bad), len(events)])
+        if left_out or happened:
+            record.add(step, "validation", bad, events)
         loss = mean_loss(world.gather_floats(sums), labels)
         return {
             "loss": loss if math.isfinite(loss) else None,
             "label_tokens": labels,
             "tokens": tokens,
             "samples": samples,
+            "bad": left_out,
             "time": {"seconds": time.perf_counter() - begun},
         }
+
+    def _loader(self, world: World, asked: Callable[[], bool]) -> Loader:
+        packs = self.batches * self.plan.spec.global_batch_packs // world.size
+        return Loader(
+            self.plan,
+            self.tokenizer,
+            rank=world.rank,
+            world=world.size,
+            start_step=0,
+            end_step=self.batches,
+            workers=min(self.workers, packs // PACKS_A_WORKER),
+            storage=self.storage,
+            asked=asked,
+        )

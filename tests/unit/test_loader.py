@@ -20,7 +20,7 @@ from train.pipeline.loader import Loader
 from train.pipeline.makers import Interrupted, LoaderError, WorkerFailed
 from train.pipeline.opening import open_plan
 from train.pipeline.plan import Plan
-from train.pipeline.read import Storage
+from train.pipeline.storage import Storage
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_a_killed_worker_is_replaced_and_the_stream_is_the_same(built: SmallShar
                 worker = stream._makers[step // 2]._process  # type: ignore[attr-defined]
                 worker.kill()
                 worker.wait()
-    assert [event.kind for event in events] == ["worker", "worker"]
+    assert [event.event for event in events] == ["worker", "worker"]
     assert "was ended by SIGKILL" in events[0].what
     assert f"process {worker.pid}" in events[1].where
 

@@ -20,7 +20,8 @@ from train.pipeline.batch import IGNORED, BadSample, Batch, Encoded, assemble
 from train.pipeline.corpus import Corpus, ShardSet
 from train.pipeline.events import Event
 from train.pipeline.passing import Bytes, Layout
-from train.pipeline.read import ShardReader, Storage
+from train.pipeline.read import ShardReader
+from train.pipeline.storage import Storage
 
 
 class LengthMismatch(UserError):
@@ -222,12 +223,17 @@ class PackMaker:
         seconds = {READING: max(read_s - remote_s, 0.0), REMOTE: remote_s, ENCODING: encode_s}
         return Made(batch=batch, seconds=seconds, events=tuple(self._reader.take_events()))
 
+    def prefetch(self, shards: Sequence[int]) -> None:
+        """Have shards that are elsewhere fetched in the background, in this order."""
+        self._reader.prefetch(shards)
+
     def close(self) -> None:
         """Close what is open."""
         self._reader.close()
 
     def _bad(self, entry: IndexEntry, reason: str) -> BadSample:
-        shard = self._corpus.shard_paths[entry.shard].name
+        path = self._corpus.shard_paths[entry.shard]
+        shard = path.name if len(self._corpus.sets) == 1 else str(path)
         return BadSample(key=entry.key, shard=shard, byte=entry.offset, reason=reason)
 
     def _mismatch(self, entry: IndexEntry, found: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 class Event:
     """Something that was mended or sat out, so that training goes on."""
 
-    kind: str
+    event: str
     """worker: a process was started again. shard, remote: reading failed for a while. cache: a file of the cache was
     damaged, or the cache could not be written."""
     where: str

@@ -14,7 +14,8 @@ from train.pipeline.encode import SECONDS, EncoderSettings, Job, Made
 from train.pipeline.events import Event
 from train.pipeline.makers import Maker, ProcessMaker, ThreadMaker
 from train.pipeline.plan import MicroStep, Plan
-from train.pipeline.read import Storage
+from train.pipeline.prefetch import Prefetch
+from train.pipeline.storage import Storage
 
 PACKS_AHEAD = 4  # per worker, beside the pack in the making
 
@@ -83,6 +84,7 @@ class Loader:
         self._submitted = 0
         self._ahead: deque[tuple[int, Callable[[], Made]]] = deque()
         """Step and result of each pack submitted and not yet handed over, in order."""
+        self._prefetch = Prefetch(plan, start_step=start_step, end_step=end_step, storage=settings.storage)
         self._makers: list[Maker] = [ThreadMaker(settings)] if workers == 0 else []
         try:
             for number in range(workers):
@@ -101,6 +103,9 @@ class Loader:
         start = time.perf_counter()
         step, made = self._step, []
         try:
+            due = self._prefetch.due(step)
+            if due:
+                self._makers[0].prefetch(due)
             self._look_ahead()
             while self._ahead and self._ahead[0][0] == step:
                 made.append(self._ahead[0][1]())

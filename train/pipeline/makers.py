@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CLOSE_TIMEOUT_S = 5.0
 DEATHS_AT_ONE_PACK = 3
 LOOK_EVERY_S = 1.0
+PREFETCHED = 256  # shards that a worker started anew looks for; those that are there cost it nothing
 SAY_AFTER_S = 60.0
 SILENCE_BEYOND_PATIENCE_S = 120.0
 """What a worker may take for a pack, beside sitting out failures of the storage."""
@@ -56,6 +57,8 @@ class Maker(Protocol):
 
     def submit(self, job: Job) -> Callable[[], Made]: ...
 
+    def prefetch(self, shards: Sequence[int]) -> None: ...
+
     def close(self) -> None: ...
 
 
@@ -68,6 +71,9 @@ class ThreadMaker:
 
     def submit(self, job: Job) -> Callable[[], Made]:
         return self._pool.submit(self._maker.make, job).result
+
+    def prefetch(self, shards: Sequence[int]) -> None:
+        self._maker.prefetch(shards)
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -93,6 +99,7 @@ class ProcessMaker:
         self._deaths = 0
         """While the first of them was made."""
         self._events: list[Event] = []
+        self._prefetched: deque[int] = deque(maxlen=PREFETCHED)
         self._start()
 
     def _start(self) -> None:
@@ -111,6 +118,8 @@ class ProcessMaker:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, kept)
         self._send({"settings": self._settings.to_json()})
+        if self._prefetched:
+            self._send({"prefetch": list(self._prefetched)})
         for job in self._jobs:
             self._send({"job": job.to_json(), "given_back": []})
 
@@ -118,6 +127,10 @@ class ProcessMaker:
         self._jobs.append(job)
         self._send({"job": job.to_json(), "given_back": self._borrower.unused()})
         return self._receive
+
+    def prefetch(self, shards: Sequence[int]) -> None:
+        self._prefetched.extend(shards)
+        self._send({"prefetch": list(shards)})
 
     def _send(self, value: object) -> None:
         try:
@@ -184,7 +197,7 @@ class ProcessMaker:
         self._end.close()
         self._borrower.close()
         what = f"{how} at pack {job.number} of step {job.step}; started again, its {len(self._jobs)} packs made anew"
-        self._events.append(Event(kind="worker", where=who, what=what))
+        self._events.append(Event(event="worker", where=who, what=what))
         self._start()
 
     def close(self) -> None:

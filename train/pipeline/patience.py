@@ -75,7 +75,7 @@ class Patience:
     def note(self, kind: str, where: str, what: str) -> None:
         """Record an event."""
         with self._lock:
-            self._events.append(Event(kind=kind, where=where, what=what))
+            self._events.append(Event(event=kind, where=where, what=what))
 
     def take_events(self) -> list[Event]:
         """What was recorded since the last call."""
