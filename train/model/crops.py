@@ -8,7 +8,9 @@ from data.geometry import Canvas, canvas
 WHITE = 255
 
 
-def canvas_crops(picture: Image.Image, num_crops: int, crop_size: int = 336) -> tuple[np.ndarray, tuple[int, int]]:
+def canvas_crops(
+    picture: Image.Image, num_crops: int, crop_size: int = 336, out: np.ndarray | None = None
+) -> tuple[np.ndarray, tuple[int, int]]:
     """Resize a picture onto its canvas and cut that into crops, as the published processor does.
 
     Arguments: a PIL picture of any mode (an EXIF orientation is not looked at); the largest number of crops; pixels a
@@ -21,15 +23,31 @@ def canvas_crops(picture: Image.Image, num_crops: int, crop_size: int = 336) -> 
         raise TypeError(f"a picture must be a PIL image, found {type(picture).__name__}")
     place = canvas(picture.width, picture.height, num_crops, crop_size)
     rgb = _resized(picture if picture.mode == "RGB" else picture.convert("RGB"), place)
-    crops = np.empty((place.rows, place.columns, 3, crop_size, crop_size), np.uint8)
-    padded = np.full((place.height, place.width), WHITE, np.uint8)
-    picture_part = padded[place.top : place.top + rgb.height, place.left : place.left + rgb.width]
-    by_crop = padded.reshape(place.rows, crop_size, place.columns, crop_size).swapaxes(1, 2)
+    shape = (place.rows, place.columns, 3, crop_size, crop_size)
+    crops = np.empty(shape, np.uint8) if out is None else out.reshape(shape, copy=False)
+    if rgb.size != (place.width, place.height):
+        crops[:] = WHITE
     for number, band in enumerate("RGB"):
         # Pillow takes one band out of its pixels several times quicker than NumPy turns [..., 3] into [3, ...].
-        picture_part[:] = np.frombuffer(rgb.tobytes("raw", band), np.uint8).reshape(rgb.height, rgb.width)
-        crops[:, :, number] = by_crop
+        pixels = np.frombuffer(rgb.tobytes("raw", band), np.uint8).reshape(rgb.height, rgb.width)
+        for row, (rows, in_row) in enumerate(_overlaps(place.top, rgb.height, crop_size, place.rows)):
+            for column, (columns, in_column) in enumerate(_overlaps(place.left, rgb.width, crop_size, place.columns)):
+                crops[row, column, number, in_row, in_column] = pixels[rows, columns]
     return crops.reshape(-1, 3, crop_size, crop_size), (place.rows, place.columns)
+
+
+def _overlaps(before: int, length: int, size: int, count: int) -> list[tuple[slice, slice]]:
+    """Where `count` crops of a side of `size` and a picture of a side of `length`, `before` pixels in, overlap.
+
+    Returns: for each crop the part of the picture, and the same part as the crop counts.
+    """
+    starts = [max(number * size - before, 0) for number in range(count)]
+    ends = [min((number + 1) * size - before, length) for number in range(count)]
+    shifts = [before - number * size for number in range(count)]
+    return [
+        (slice(start, end), slice(start + shift, end + shift))
+        for start, end, shift in zip(starts, ends, shifts, strict=True)
+    ]
 
 
 def _resized(rgb: Image.Image, place: Canvas) -> Image.Image:

@@ -132,7 +132,7 @@ class Encoder:
             raise LengthMismatch(f"{total} crops, planned were {len(out)}")
         at = 0
         for picture, (rows, columns) in zip(opened, grids, strict=True):
-            out[at : at + rows * columns] = canvas_crops(picture, settings.num_crops, size)[0]
+            canvas_crops(picture, settings.num_crops, size, out=out[at : at + rows * columns])
             at += rows * columns
         tokens = [image_tokens(rows, columns, settings.tokens_per_side) for rows, columns in grids]
         ids, labels = self._conversation.encode(sample.messages, tokens)
