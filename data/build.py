@@ -27,19 +27,21 @@ from data.fetch import FetchCounts, FetchSettings, fetch
 from data.ledger import Ledger, Summary
 from data.manifest import CHAT_TEMPLATES, Manifest, ManifestError
 from data.mapping import Mapping, check_columns, load_mapping
+from data.parts import ALL, Part
 from data.places import is_folder, is_remote
 from data.plan import Plan, PlanMissing, load_plan, save_plan
 from data.progress import progress
+from data.rejecting import RejectedRows
 from data.schema import UserError
 from data.sources import open_source
 from data.split import make_plan
 from data.tokens import Tokens
-from data.whole import write_whole
+from data.whole import whole_file
 from data.workers import worker_pool
 from data.write import write_shards
 
 # Rows that are well and have no place of their own: no reason to doubt a catalogue.
-SET_ASIDE = frozenset({"duplicate"})
+SET_ASIDE = frozenset({"duplicate", "leak"})
 # Of the machine, not of the program: said without a traceback.
 MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
@@ -67,7 +69,9 @@ def build(settings: BuildSettings) -> Outcome:
         raise UserError(f"{settings.output} is a file; --output names a folder, which is made if it is not there")
     ledger = Ledger(settings.output / "downloads")
     outcome = Outcome()
-    with _alone(settings.output / "downloads"), worker_pool(settings.workers) as pool:
+    with _alone(settings.output / "downloads", settings.part), worker_pool(settings.workers) as pool:
+        if settings.join:
+            ledger.join()
         if "fetch" in settings.steps:
             outcome.fetched = _fetch(settings, mapping, ledger, pool)
             outcome.changed |= outcome.fetched.parts_written > 0
@@ -79,12 +83,13 @@ def build(settings: BuildSettings) -> Outcome:
 
 
 @contextmanager
-def _alone(downloads: Path) -> Iterator[None]:
-    """Keep a second build out of the same folder for as long as this one runs."""
+def _alone(downloads: Path, part: Part) -> Iterator[None]:
+    """Keep a second build out of the same folder for as long as this one runs; different shares may run together."""
     downloads.mkdir(parents=True, exist_ok=True)
-    with (downloads / "lock").open("w") as lock:
+    with (downloads / "lock").open("w") as lock, (downloads / f"lock-{part.name}").open("w") as share:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, (fcntl.LOCK_EX if part.whole else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            fcntl.flock(share, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
                 f"another build is at work in {downloads.parent}; wait for it, or name another --output"
@@ -106,6 +111,7 @@ def _fetch(settings: BuildSettings, mapping: Mapping, ledger: Ledger, pool: Exec
         pictures=tuple(mapping.pictures),
         chat=mapping.chat,
         image_root=root if is_remote(root) else str(Path(root).resolve()),
+        rewriting=settings.rewriting,
         limits=settings.limits,
         allowed_hosts=settings.allowed_hosts,
         robots=settings.robots,
@@ -121,6 +127,7 @@ def _fetch(settings: BuildSettings, mapping: Mapping, ledger: Ledger, pool: Exec
             settings.workers,
             source,
             report,
+            settings.part,
         )
     if counts.rows == 0:
         raise UserError(f"{settings.source} has column names but no rows; name the right file")
@@ -150,10 +157,14 @@ def _split(settings: BuildSettings, mapping: Mapping, ledger: Ledger, outcome: O
             raise
         made = False
     if not made and "split" in settings.steps:
-        with progress("split", "rows", summary.rows) as report:
-            plan, rejected = make_plan(ledger, summary.parts, mapping, settings.size, report)
-        (settings.output / "manifest.json").unlink(missing_ok=True)
-        write_whole(rejected_path, b"".join(one.to_json() for one in rejected))
+        with (
+            progress("split", "rows", summary.rows) as report,
+            RejectedRows(folder / ".rejected.part") as rejected,
+        ):
+            plan = make_plan(ledger, summary.parts, mapping, settings.size, settings.near_duplicates, rejected, report)
+            (settings.output / "manifest.json").unlink(missing_ok=True)
+            with whole_file(rejected_path) as stream:
+                stream.writelines(rejected.lines())
         save_plan(folder, plan, wanted)
         outcome.changed = True
     outcome.plan = plan
@@ -161,7 +172,7 @@ def _split(settings: BuildSettings, mapping: Mapping, ledger: Ledger, outcome: O
 
 
 def _plan_settings(settings: BuildSettings, mapping: Mapping, summary: Summary) -> str:
-    about = [mapping.model_dump(), asdict(settings.size), asdict(summary)]
+    about = [mapping.model_dump(), asdict(settings.size), settings.near_duplicates, asdict(summary)]
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 
@@ -195,7 +206,11 @@ def _write(settings: BuildSettings, mapping: Mapping, ledger: Ledger, pool: Exec
     template = CHAT_TEMPLATES[mapping.chat_template]
     tokens = Tokens.of(settings.tokenizer, template) if settings.tokenizer else None
     with progress("write", "samples", sum(len(one.rows) for one in plan.splits.values())) as report:
-        written = write_shards(settings.output, plan, mapping, pool, report, tokens)
+        written = write_shards(settings.output, plan, mapping, pool, settings.workers, report, tokens, settings.part)
+    outcome.shards_written = written.new_shards
+    outcome.changed |= written.changed
+    if not settings.part.whole:
+        return
     shards = written.shards
     manifest = Manifest(
         counts={
@@ -223,8 +238,7 @@ def _write(settings: BuildSettings, mapping: Mapping, ledger: Ledger, pool: Exec
         whole = False
     if not whole:
         manifest.save(settings.output)
-    outcome.shards_written = written.new_shards
-    outcome.changed |= written.changed or not whole
+    outcome.changed |= not whole
     outcome.manifest = manifest
 
 
@@ -236,13 +250,19 @@ def _build_record(settings: BuildSettings, mapping: Mapping, summary: Summary) -
         "rows": summary.rows,
         "shard_samples": settings.size.samples,
         "shard_bytes": settings.size.bytes,
+        "near_duplicates": settings.near_duplicates,
+        "rewriting": asdict(settings.rewriting),
     }
 
 
-def report(outcome: Outcome, seconds: float, output: Path) -> None:
+def report(outcome: Outcome, seconds: float, output: Path, part: Part = ALL) -> None:
     """Print what a build did, for a person."""
     console = Console()
     plan, manifest = outcome.plan, outcome.manifest
+    if not part.whole:
+        did = "its rows are fetched" if plan is None else f"{outcome.shards_written} shards written"
+        console.print(f"share {part.number} of {part.of}: {did} in {seconds:.1f} s; once all are done: --join")
+        return
     if plan is None:
         assert outcome.fetched is not None
         console.print(
@@ -295,7 +315,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on, what was finished is kept", file=sys.stderr)
         return 130
-    report(outcome, time.monotonic() - start, settings.output)
+    report(outcome, time.monotonic() - start, settings.output, settings.part)
     return 0
 
 

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from data.download import DownloadLimits
 from data.failures import failure_classes
+from data.images import KEEP, Rewriting
+from data.near import DISTANCE
+from data.parts import ALL, Part
 from data.plan import ShardSize
 
 STEPS = ("fetch", "split", "write")
@@ -25,8 +28,14 @@ class BuildSettings:
     """Folder or URL where relative picture paths start; the catalogue's folder if None."""
     limit: int | None = None
     """Rows to take from the start."""
+    part: Part = ALL
+    """Which of several machines this is; each does its share of fetch or of write."""
+    join: bool = False
+    """Put together what the machines did, and do what is left."""
     workers: int = 2
     """Processes; 0 does all in this one."""
+    rewriting: Rewriting = KEEP
+    """When pictures that stand upright are encoded anew."""
     limits: DownloadLimits = field(default_factory=DownloadLimits)
     allowed_hosts: frozenset[str] = frozenset()
     """Hosts that may have addresses that are not public."""
@@ -40,6 +49,8 @@ class BuildSettings:
     """Share of the URLs that may fail."""
     max_rejected: float = 0.05
     """Share of the other rows that may be rejected."""
+    near_duplicates: float = DISTANCE
+    """Up to which distance (data/near.py) two pictures are of one group; 0 for the very same bytes alone."""
     tokenizer: Path | None = None
     """Model folder whose tokenizer counts tokens into the index."""
     size: ShardSize = field(default_factory=ShardSize)
@@ -56,6 +67,17 @@ def parse(arguments: list[str] | None = None) -> BuildSettings:
     )
     parser.add_argument("--output", required=True, type=Path, help="folder for the shards")
     parser.add_argument("--only", choices=STEPS, help="run one step alone")
+    among = parser.add_mutually_exclusive_group()
+    among.add_argument(
+        "--part",
+        type=_part,
+        default=ALL,
+        metavar="I/N",
+        help="do the I-th of N shares of a step (fetch, or write with --only write); the machines share --output",
+    )
+    among.add_argument(
+        "--join", action="store_true", help="put the shares of all machines together, and do what is left to do"
+    )
     parser.add_argument(
         "--image-root",
         metavar="DIR",
@@ -88,14 +110,36 @@ def parse(arguments: list[str] | None = None) -> BuildSettings:
         help="MiB a shard at most (default: 256)",
     )
     parser.add_argument(
+        "--max-side", type=_positive, metavar="PIXELS", help="make larger pictures smaller (default: bytes stay)"
+    )
+    parser.add_argument(
+        "--quality", type=_quality, metavar="1-100", help="encode every JPEG anew (default: bytes stay as they are)"
+    )
+    parser.add_argument(
+        "--near-duplicates",
+        type=_share,
+        default=DISTANCE,
+        metavar="DISTANCE",
+        help=f"how far pictures of one group may differ; 0: only the same bytes (default: {DISTANCE})",
+    )
+    parser.add_argument(
         "--tokenizer", type=Path, metavar="DIR", help="model folder whose tokenizer.json counts tokens into the index"
     )
     values = parser.parse_args(arguments)
+    steps: tuple[str, ...] = (values.only,) if values.only else STEPS
+    if not values.part.whole:
+        steps = (values.only or "fetch",)
+        if steps == ("split",):
+            parser.error("--part: the split step is one machine's; use --join --only split")
+    elif values.join:
+        steps = tuple(step for step in steps if step != "fetch")
     return BuildSettings(
         preset=values.preset,
         source=values.source,
         output=values.output,
-        steps=(values.only,) if values.only else STEPS,
+        steps=steps,
+        part=values.part,
+        join=values.join,
         image_root=values.image_root,
         limit=values.limit,
         workers=values.workers,
@@ -115,6 +159,8 @@ def parse(arguments: list[str] | None = None) -> BuildSettings:
         retry=values.retry,
         max_failed_downloads=values.max_failed_downloads,
         max_rejected=values.max_rejected,
+        rewriting=Rewriting(max_side=values.max_side, quality=values.quality),
+        near_duplicates=values.near_duplicates,
         tokenizer=values.tokenizer,
         size=ShardSize(samples=values.shard_samples, bytes=values.shard_mb << 20),
     )
@@ -171,6 +217,19 @@ def _seconds(text: str) -> float:
     if not 0 <= float(text) < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a number from 0 up")
     return float(text)
+
+
+def _part(text: str) -> Part:
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise argparse.ArgumentTypeError(f"{text} is not a share such as 1/3, 2/3 or 3/3")
+    return Part(int(number), int(of))
+
+
+def _quality(text: str) -> int:
+    if not 1 <= int(text) <= 100:
+        raise argparse.ArgumentTypeError(f"{text} is not between 1 and 100")
+    return int(text)
 
 
 def _positive(text: str) -> int:

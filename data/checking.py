@@ -1,13 +1,18 @@
 """What a worker does with fetched files: prove each to be a picture and put it where the ledger says."""
 
 import errno
+import fcntl
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.images import PictureError, check_picture
+from data.images import KEEP, PictureError, Rewriting, Room, check_picture
 from data.ledger import Found
+
+LARGE_PIXELS = 12_000_000  # decoding so many takes 50 MB; larger ones wait for each other
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +28,7 @@ class CheckJob:
     attempts: int
     max_pixels: int
     max_bytes: int
+    rewriting: Rewriting = KEEP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +59,7 @@ def _check_file(job: CheckJob) -> Found | Failure:
         what = error.strerror if isinstance(error, OSError) else str(error)
         return Failure(reason="unreadable-file", detail=f"{job.url[:500]}: {what}")
     try:
-        picture = check_picture(data, job.max_pixels)
+        picture = check_picture(data, job.max_pixels, job.rewriting, _room(job.downloads))
     except PictureError as error:
         return Failure(reason=error.reason, detail=f"{job.url[:500]}: {error.detail}")
     place, mtime_ns = job.path, status.st_mtime_ns
@@ -67,11 +73,27 @@ def _check_file(job: CheckJob) -> Found | Failure:
         bytes=len(picture.data),
         sha256=picture.sha256,
         phash=picture.phash,
+        look=picture.look,
         width=picture.width,
         height=picture.height,
         mtime_ns=mtime_ns,
         attempts=job.attempts,
     )
+
+
+def _room(downloads: str) -> Room:
+    """Lets one process at a time decode a large picture, so that memory does not grow with the number of workers."""
+
+    @contextmanager
+    def room(pixels: int) -> Iterator[None]:
+        if pixels < LARGE_PIXELS:
+            yield
+            return
+        with (Path(downloads) / "large.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    return room
 
 
 def _keep(path: Path, data: bytes, already: Path | None) -> None:

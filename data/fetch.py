@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from data.chat import picture_values
@@ -14,9 +14,11 @@ from data.checkers import Checkers, lost
 from data.checking import CheckJob, Failure
 from data.download import Downloader, DownloadError, DownloadLimits, Visit
 from data.entries import Entry, Source
-from data.images import MAX_PIXELS
+from data.images import KEEP, MAX_PIXELS, Rewriting
 from data.incoming import Incoming
 from data.ledger import PART_ROWS, Found, Ledger, Lost, Record, Summary
+from data.parts import ALL
+from data.parts import Part as Share
 from data.pending import Ask, Bring, Check, Open, Part, PartReader, Pending, unchanged
 from data.places import PlaceError, copy_here
 from data.probe import Probe, ProbeFailed
@@ -39,6 +41,7 @@ class FetchSettings:
     image_root: str
     """An absolute path or a URL; where relative paths start, and which they must not leave."""
     max_pixels: int = MAX_PIXELS
+    rewriting: Rewriting = KEEP
     limits: DownloadLimits = field(default_factory=DownloadLimits)
     allowed_hosts: frozenset[str] = frozenset()
     """Hosts that may have addresses that are not public."""
@@ -51,7 +54,7 @@ class FetchSettings:
 
     def fingerprint(self) -> str:
         """Of what changes results; limits and allowed hosts only change whether there is one."""
-        about = [_VERSION, PART_ROWS, self.pictures, self.chat, self.max_pixels]
+        about = [_VERSION, PART_ROWS, self.pictures, self.chat, self.max_pixels, asdict(self.rewriting)]
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
     def again(self, earlier: Lost) -> bool:
@@ -82,18 +85,22 @@ def fetch(
     workers: int,
     source: Source,
     report: Report,
+    share: Share = ALL,
 ) -> FetchCounts:
     """Bring the ledger up to date with the catalogue.
 
     Arguments: the catalogue's rows in order; the ledger; settings; a pool of `workers` processes; the catalogue
-    for the record; a function that is told how many more rows, pictures, bytes and rejected rows there are.
-    Returns: counts. The ledger is complete when this returns, and says so.
+    for the record; a function that is told how many more rows, pictures, bytes and rejected rows there are; which of
+    several machines this is, each of which fetches every n-th part of the ledger.
+    Returns: counts. The ledger, or this machine's share of it, is complete when this returns, and says so.
     Raises ProbeFailed.
     """
-    store = UrlStore(ledger.downloads / "urls.sqlite", settings.fingerprint())
+    store = UrlStore(ledger.downloads / f"urls{share.suffix}.sqlite", settings.fingerprint())
     reading = ThreadPoolExecutor(1)
     try:
-        return asyncio.run(_Fetch(ledger, settings, pool, store, report).run(entries, max(workers, 1), source, reading))
+        return asyncio.run(
+            _Fetch(ledger, settings, pool, store, report, share).run(entries, max(workers, 1), source, reading)
+        )
     except BaseExceptionGroup as group:
         error = _first(group)
         if isinstance(error, ProbeFailed):
@@ -113,18 +120,25 @@ def _first(error: BaseException) -> BaseException:
 
 class _Fetch:
     def __init__(
-        self, ledger: Ledger, settings: FetchSettings, pool: Executor, store: UrlStore, report: Report
+        self,
+        ledger: Ledger,
+        settings: FetchSettings,
+        pool: Executor,
+        store: UrlStore,
+        report: Report,
+        share: Share,
     ) -> None:
         self._ledger = ledger
         self._settings = settings
         self._pool = pool
         self._store = store
         self._report = report
+        self._share = share
         self._counts = FetchCounts()
         self._urls = 0
         self._rows_failed = 0
         self._failed: Counter[str] = Counter()
-        self._incoming = Incoming(ledger.downloads / "incoming")
+        self._incoming = Incoming(ledger.downloads / f"incoming{share.suffix}")
         self._probe = Probe(settings.probe)
         self._flying: dict[str, asyncio.Future[Found | Lost]] = {}
         self._job = CheckJob(
@@ -135,6 +149,7 @@ class _Fetch:
             attempts=0,
             max_pixels=settings.max_pixels,
             max_bytes=settings.limits.max_bytes,
+            rewriting=settings.rewriting,
         )
 
     async def run(
@@ -148,6 +163,7 @@ class _Fetch:
             self._ledger,
             settings.image_root,
             self._job,
+            self._incoming.folder,
         )
         slots, loop = asyncio.Semaphore(PARTS_AT_ONCE), asyncio.get_running_loop()
         self._checkers = Checkers(self._pool, workers, self._store)
@@ -165,6 +181,14 @@ class _Fetch:
             async with asyncio.TaskGroup() as parts:
                 while True:
                     await slots.acquire()
+                    if not self._share.has(self._counts.parts):
+                        skipped = await loop.run_in_executor(reading, reader.skip)
+                        slots.release()
+                        if not skipped:
+                            break
+                        self._counts.rows += skipped
+                        self._counts.parts += 1
+                        continue
                     part = await loop.run_in_executor(reading, reader.read, fingerprint)
                     if not part.rows:
                         break
@@ -184,7 +208,9 @@ class _Fetch:
             failed=dict(sorted(self._failed.items())),
             rows_failed=self._rows_failed,
         )
-        if self._ledger.summary() != summary:
+        if not self._share.whole:
+            self._ledger.finish_share(self._share, summary)
+        elif self._ledger.summary() != summary:
             self._ledger.finish(summary)
         return self._counts
 
@@ -197,7 +223,7 @@ class _Fetch:
                     self._done(row)
         records = [_record(row) for row in part.rows]
         if records != part.old:
-            self._ledger.reopen()
+            self._ledger.reopen(self._share)
             await asyncio.to_thread(self._ledger.write, part.number, records, fingerprint)
             self._counts.parts_written += 1
 

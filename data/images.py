@@ -2,12 +2,16 @@
 
 import hashlib
 import io
+import re
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
-import numpy as np
-from PIL import (  # noqa: F401  # noqa: F401
+import simplejpeg
+from PIL import (  # noqa: F401
     BmpImagePlugin,
     GifImagePlugin,
     Image,
@@ -18,10 +22,12 @@ from PIL import (  # noqa: F401  # noqa: F401
     WebPImagePlugin,
 )
 
+from data.looks import Small, look_at, reduced
 from data.schema import Picture
 
 MAX_PIXELS = 50_000_000
 MAX_RATIO = 100  # longer side to shorter; beyond it the smallest canvas has no pixel left for the shorter side
+QUALITY = 95  # of a JPEG that has to be encoded anew
 # Named with their plugins above, so that no other decoder of Pillow ever sees foreign bytes.
 FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tiff"}
 SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")
@@ -36,9 +42,17 @@ DECODER_ERRORS = (
     IndexError,
     KeyError,
     OverflowError,
+    TypeError,
+    AttributeError,
     struct.error,
     zlib.error,
 )
+# libjpeg's warnings for codes that are missing or wrong: it fills in grey, and Pillow takes that for a picture.
+_MISSING = ("premature end",)
+_WRONG = ("bad huffman code", "found marker", "bogus marker length", "unsupported marker type")
+_LEFT_OVER = re.compile(r"(\d+) extraneous bytes before marker")
+_LEFT_OVER_TAKEN = 64  # bytes of padding that some encoders leave; after damage there are usually many more
+_SEEN_SIDE = 48  # pixels that the shorter side of a JPEG is decoded to at least
 
 
 class PictureError(Exception):
@@ -53,36 +67,79 @@ class PictureError(Exception):
         return f"{self.reason}: {self.detail}"
 
 
-def check_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Picture:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rewriting:
+    """When a picture that stands upright is encoded anew all the same; without these its bytes stay as they are."""
+
+    max_side: int | None = None
+    """Pixels of the longer side; larger pictures are made smaller."""
+    quality: int | None = None
+    """Every JPEG is encoded anew with this quality."""
+
+
+KEEP = Rewriting()
+
+
+Room = Callable[[int], AbstractContextManager[object]]
+
+
+def check_picture(
+    data: bytes,
+    max_pixels: int = MAX_PIXELS,
+    rewriting: Rewriting = KEEP,
+    room: Room = nullcontext,
+) -> Picture:
     """Decode a picture in full and return it upright, with its hashes.
 
-    Arguments: the encoded bytes; the most pixels (width × height) it may have, looked at before anything is decoded.
-    Returns: the picture with the bytes as given, or, if its EXIF orientation is not 1, rewritten upright (JPEG at
-    quality 95, anything else as PNG).
+    Arguments: the encoded bytes; the most pixels (width × height) it may have, looked at before anything is decoded;
+    what is encoded anew besides pictures whose EXIF orientation is not 1; entered with the number of pixels while they
+    are decoded, so that a caller can let large ones wait for each other.
+    Returns: the picture with the bytes as given, or encoded anew without its metadata (JPEG at quality 95 unless told
+    otherwise, anything else as PNG).
     Raises PictureError: empty | not-a-picture | too-large | too-small | too-thin | truncated | damaged.
     """
-    picture, orientation = _decode(data, max_pixels)
+    picture = _open(data, max_pixels)
+    with room(picture.width * picture.height):
+        return _checked(data, picture, rewriting)
+
+
+def _checked(data: bytes, picture: Image.Image, rewriting: Rewriting) -> Picture:
+    orientation = _orientation(picture)
     suffix = FORMATS[picture.format or ""]
-    if orientation != 1:
-        picture, data, suffix = _upright(picture, suffix)
+    small = None
+    if orientation == 1 and not _rewritten(picture, suffix, rewriting):
+        _check_sums(data, suffix)
+        small = _proved(data, picture) if suffix == "jpg" else None
+        if small is None:
+            _load(picture)
+    else:
+        _load(picture)
+        _check_sums(data, suffix)
+        if suffix == "jpg":
+            _proved(data, picture)
+        picture, data, suffix = _encoded(picture, suffix, rewriting)
+    phash, look = look_at(small or reduced(picture))
     return Picture(
         data=data,
         format=suffix,
         width=picture.width,
         height=picture.height,
         sha256=hashlib.sha256(data).hexdigest(),
-        phash=perceptual_hash(picture),
+        phash=phash,
+        look=look,
     )
 
 
 def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """A decoded picture, upright, in its own mode (not turned into RGB). Raises PictureError like `check_picture`."""
-    picture, orientation = _decode(data, max_pixels)
+    picture = _open(data, max_pixels)
+    orientation = _orientation(picture)
+    _load(picture)
     return ImageOps.exif_transpose(picture) if orientation != 1 else picture
 
 
-def _decode(data: bytes, max_pixels: int) -> tuple[Image.Image, int]:
-    """The picture's first frame, loaded, and the orientation it was stored with."""
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    """The picture's first frame, its size checked, nothing decoded."""
     if not data:
         raise PictureError("empty", "0 bytes")
     with warnings.catch_warnings():
@@ -96,14 +153,84 @@ def _decode(data: bytes, max_pixels: int) -> tuple[Image.Image, int]:
             raise PictureError(reason, f"{len(data)} bytes that start with {data[:16]!r}") from error
         except DECODER_ERRORS as error:
             raise PictureError(_reason(error), f"{len(data)} bytes: {_said(error)}") from error
-        _check_size(picture.width, picture.height, max_pixels)
-        orientation = _orientation(picture)
-        try:
+    _check_size(picture.width, picture.height, max_pixels)
+    return picture
+
+
+def _load(picture: Image.Image) -> None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             picture.load()
-        except DECODER_ERRORS as error:
-            detail = f"{picture.format} of {picture.width}×{picture.height}: {_said(error)}"
-            raise PictureError(_reason(error), detail) from error
-    return picture, orientation
+    except DECODER_ERRORS as error:
+        detail = f"{picture.format} of {picture.width}×{picture.height}: {_said(error)}"
+        raise PictureError(_reason(error), detail) from error
+
+
+def _proved(data: bytes, picture: Image.Image) -> Small | None:
+    """A JPEG made small in the decoder; every code of it is read, only the transform back to pixels is a small one.
+
+    That finds the same damage as decoding to every pixel, in a third of the time, and unlike Pillow it finds the
+    pictures whose rest is grey because codes are missing. None for a kind (CMYK) that is left to Pillow.
+    Raises PictureError: truncated | damaged.
+    """
+    if picture.mode not in ("L", "RGB"):
+        return None
+    wanted = {
+        "colorspace": "GRAY" if picture.mode == "L" else "RGB",
+        "fastdct": True,
+        "fastupsample": True,
+        "min_height": min(_SEEN_SIDE, picture.height),
+        "min_width": min(_SEEN_SIDE, picture.width),
+    }
+    try:
+        pixels = simplejpeg.decode_jpeg(data, **wanted)
+    except ValueError as error:
+        said = str(error)
+        reason = _damage(said)
+        if reason:
+            detail = f"JPEG of {picture.width}×{picture.height}: {said}"
+            raise PictureError(reason, detail) from error
+        try:
+            pixels = simplejpeg.decode_jpeg(data, **wanted, strict=False)
+        except ValueError:
+            return None
+    if picture.mode == "L":
+        pixels = pixels[:, :, 0]
+    small = reduced(Image.fromarray(pixels))
+    # The decoder made it num/8 as large, rounded up.
+    size = pixels.shape[1], pixels.shape[0]
+    scale = next(num / 8 for num in range(1, 9) if tuple(-(-side * num // 8) for side in picture.size) == size)
+    rounded = (picture.width * scale / size[0], picture.height * scale / size[1])
+    return Small(small.picture, (small.extent[0] * rounded[0], small.extent[1] * rounded[1]))
+
+
+def _check_sums(data: bytes, suffix: str) -> None:
+    """Raise PictureError (damaged) for a PNG whose pixels do not add up to its checksums, which Pillow leaves out."""
+    if suffix != "png":
+        return
+    start = 8
+    while start + 12 <= len(data):
+        length, kind = int.from_bytes(data[start : start + 4], "big"), data[start + 4 : start + 8]
+        end = start + 8 + length
+        if kind == b"IEND" or end + 4 > len(data):
+            return  # cut short: decoding says so
+        if kind in (b"PLTE", b"IDAT") and zlib.crc32(memoryview(data)[start + 4 : end]) != int.from_bytes(
+            data[end : end + 4], "big"
+        ):
+            raise PictureError("damaged", f"PNG: the {kind.decode()} chunk at byte {start:,} has another checksum")
+        start = end + 4
+
+
+def _damage(warning: str) -> str:
+    """What a warning of libjpeg counts as; "" for a remark about headers, which does no harm."""
+    said = warning.lower()
+    left_over = _LEFT_OVER.search(said)
+    if any(words in said for words in _MISSING):
+        return "truncated"
+    if any(words in said for words in _WRONG) or (left_over and int(left_over[1]) > _LEFT_OVER_TAKEN):
+        return "damaged"
+    return ""
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
@@ -125,43 +252,33 @@ def _orientation(picture: Image.Image) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _upright(picture: Image.Image, suffix: str) -> tuple[Image.Image, bytes, str]:
-    """The picture turned upright and encoded anew, its metadata left behind."""
-    turned = ImageOps.exif_transpose(picture)
+def _rewritten(picture: Image.Image, suffix: str, rewriting: Rewriting) -> bool:
+    larger = rewriting.max_side is not None and max(picture.size) > rewriting.max_side
+    return larger or (rewriting.quality is not None and suffix == "jpg")
+
+
+def _encoded(picture: Image.Image, suffix: str, rewriting: Rewriting) -> tuple[Image.Image, bytes, str]:
+    """The picture upright, no larger than allowed, and encoded anew; its metadata is left behind."""
+    picture = ImageOps.exif_transpose(picture)
+    if rewriting.max_side is not None and max(picture.size) > rewriting.max_side:
+        if picture.mode in ("1", "P", "PA"):
+            picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")
+        scale = rewriting.max_side / max(picture.size)
+        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+        picture = picture.resize(size, Image.Resampling.LANCZOS)
+    # Comments, profiles and what else Pillow would carry over; a place in a colour table is part of the picture.
+    picture.info = {name: value for name, value in picture.info.items() if name == "transparency"}
     out = io.BytesIO()
-    if suffix == "jpg" and turned.mode in ("L", "RGB", "CMYK"):
-        turned.save(out, "JPEG", quality=95, subsampling=0, exif=b"")
+    if suffix == "jpg" and picture.mode in ("L", "RGB", "CMYK"):
+        quality = rewriting.quality or QUALITY
+        # Colours at full detail at the quality of a picture that was only turned, else as encoders do by themselves.
+        picture.save(out, "JPEG", quality=quality, subsampling=0 if quality >= QUALITY else -1, exif=b"")
     else:
         suffix = "png"
-        if turned.mode not in ("1", "L", "LA", "I;16", "P", "RGB", "RGBA"):
-            turned = turned.convert("RGB")
-        turned.save(out, "PNG", exif=b"")
-    return turned, out.getvalue(), suffix
-
-
-def _cosines() -> np.ndarray:
-    """The 8 lowest rows of the 32-point DCT-II, [8, 32]."""
-    places = np.arange(32) + 0.5
-    return np.cos(np.pi / 32 * np.arange(8)[:, None] * places[None, :])
-
-
-_COSINES = _cosines()
-
-
-def perceptual_hash(picture: Image.Image) -> int:
-    """pHash, 64 bits unsigned: which of the 8×8 lowest frequencies of the picture in grey at 32×32 exceed their median.
-
-    The picture is first reduced by a whole factor: about five times quicker, and the hash looks at coarse shapes alone.
-    """
-    factor = max(1, min(picture.size) // 64)
-    if picture.mode in ("1", "P", "PA"):
-        picture = picture.convert("RGB")
-    grey = picture.reduce(factor).convert("L").resize((32, 32), Image.Resampling.BILINEAR)
-    frequencies = _COSINES @ np.asarray(grey, np.float64) @ _COSINES.T
-    # Rounded, so that noise of the last digits in a flat picture cannot turn a bit.
-    frequencies = np.round(frequencies, 3)
-    bits = (frequencies > np.median(frequencies)).ravel()
-    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+        if picture.mode not in ("1", "L", "LA", "I;16", "P", "RGB", "RGBA"):
+            picture = picture.convert("RGB")
+        picture.save(out, "PNG", exif=b"")
+    return picture, out.getvalue(), suffix
 
 
 def _reason(error: Exception) -> str:

@@ -12,7 +12,7 @@ class Incoming:
 
     def __init__(self, folder: Path) -> None:
         """Open the folder; what an earlier run left half-done in it is removed, what was whole is kept."""
-        self._folder = folder
+        self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._left: dict[str, Path] = {}
         for path in folder.iterdir():
@@ -23,11 +23,11 @@ class Incoming:
 
     def beside(self, url: str) -> Path:
         """Where a URL's bytes are written as they come."""
-        return self._folder / f"{_name(url)}.part"
+        return self.folder / f"{_name(url)}.part"
 
     def keep(self, url: str, visit: Visit) -> Path:
         """Declare what lies at `beside` whole; returns where it is now."""
-        path = self._folder / f"{_name(url)}.{visit.attempts}.{visit.robots}"
+        path = self.folder / f"{_name(url)}.{visit.attempts}.{visit.robots}"
         self.beside(url).rename(path)
         return path
 

@@ -1,19 +1,23 @@
 """The ledger: what became of every row's pictures, in Parquet parts of a fixed number of rows each."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.parts import ALL
+from data.parts import Part as Share
 from data.schema import UserError
 from data.whole import whole_file, write_whole
 
 PART_ROWS = 500
-_VERSION = "phi3v-ledger-2"
+_VERSION = "phi3v-ledger-3"
 _PICTURE = pa.struct(
     [
         ("url", pa.string()),
@@ -28,6 +32,7 @@ _PICTURE = pa.struct(
         ("bytes", pa.int64()),
         ("sha256", pa.string()),
         ("phash", pa.uint64()),
+        ("look", pa.binary()),
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("mtime_ns", pa.int64()),
@@ -44,6 +49,9 @@ _SCHEMA = pa.schema(
         ("pictures", pa.list_(_PICTURE)),
     ]
 )
+
+
+Likeness = bytes  # under another name, as a field below is called bytes
 
 
 class LedgerError(UserError):
@@ -74,6 +82,8 @@ class Found:
     """Verdict of the site, as in `data.download.Visit`."""
     asked: int = 0
     """Hash of what the row asked for: the URL, the path, or the bytes themselves."""
+    look: Likeness = b""
+    """A small likeness of it (data/looks.py)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,13 +188,10 @@ class Ledger:
 
     def take(self, rows: list[int]) -> Iterator[Record]:
         """The records of some rows, in the given (rising) order, reading a part at a time."""
-        part, table = -1, None
-        for row in rows:
-            if row // PART_ROWS != part:
-                part = row // PART_ROWS
-                table = self._table(part)
-            assert table is not None
-            yield _record(table.slice(row % PART_ROWS, 1).to_pylist()[0])
+        for part, of_part in groupby(rows, lambda row: row // PART_ROWS):
+            places = [row % PART_ROWS for row in of_part]
+            for values in self._table(part).take(places).to_pylist():
+                yield _record(values)
 
     def _table(self, part: int) -> pa.Table:
         try:
@@ -207,9 +214,50 @@ class Ledger:
                 path.unlink()
         write_whole(self._summary, json.dumps(asdict(summary), indent=2).encode() + b"\n")
 
-    def reopen(self) -> None:
+    def finish_share(self, share: Share, summary: Summary) -> None:
+        """Say that one of several machines has done all of its parts; `summary` counts rows and parts of all."""
+        for path in self.folder.glob("share-*.json"):
+            if not path.stem.endswith(f"-of-{share.of}"):
+                path.unlink()  # of an earlier fetch by another number of machines
+        write_whole(self._share(share), json.dumps(asdict(summary), indent=2).encode() + b"\n")
+
+    def _share(self, share: Share) -> Path:
+        return self.folder / f"share-{share.name}.json"
+
+    def join(self) -> None:
+        """Complete the ledger from the shares of all machines, if it was fetched in shares.
+
+        Raises LedgerError if a share is missing, or if they are not of the same catalogue and settings.
+        """
+        found = {path.stem.removeprefix("share-"): path for path in self.folder.glob("share-*.json")}
+        if not found or self.summary() is not None:
+            return
+        of = max(int(name.rpartition("-")[2]) for name in found)
+        wanted = [Share(number, of) for number in range(1, of + 1)]
+        missing = [share for share in wanted if share.name not in found]
+        if missing:
+            names = ", ".join(f"--part {share.number}/{of}" for share in missing)
+            raise LedgerError(f"{self.folder}: not all shares are fetched; run {names}, then --join again")
+        shares = [Summary(**json.loads(found[share.name].read_bytes())) for share in wanted]
+        same = {json.dumps([one.rows, one.parts, one.fingerprint, one.source, one.columns]) for one in shares}
+        if len(same) > 1:
+            raise LedgerError(f"{self.folder}: the shares are of different catalogues or settings; fetch them again")
+        failed: Counter[str] = Counter()
+        for one in shares:
+            failed.update(one.failed)
+        self.finish(
+            replace(
+                shares[0],
+                urls=sum(one.urls for one in shares),
+                failed=dict(sorted(failed.items())),
+                rows_failed=sum(one.rows_failed for one in shares),
+            )
+        )
+
+    def reopen(self, share: Share = ALL) -> None:
         """Say that the ledger is not complete any more."""
         self._summary.unlink(missing_ok=True)
+        self._share(share).unlink(missing_ok=True)
 
     def summary(self) -> Summary | None:
         """The summary of a complete ledger, else None."""

@@ -73,13 +73,16 @@ class PartReader:
         ledger: Ledger,
         image_root: str,
         job: CheckJob,
+        incoming: Path,
     ) -> None:
-        """`pictures_of`: what a row's values name as pictures; `job`: what the checks of this run have in common."""
+        """`pictures_of`: what a row's values name as pictures; `job`: what the checks of this run have in common;
+        `incoming`: where pictures that the catalogue holds wait for their check."""
         self._pictures_of = pictures_of
         self._entries = entries
         self._ledger = ledger
         self._image_root = image_root
         self._job = job
+        self._incoming = incoming
         self._parts = count()
         self._names = count()
 
@@ -90,6 +93,11 @@ class PartReader:
         by_row = {record.row: record for record in old}
         rows = [self._pending(entry, by_row.get(entry.number)) for entry in islice(self._entries, PART_ROWS)]
         return Part(number, rows, old)
+
+    def skip(self) -> int:
+        """Pass over the next part, as another machine fetches it; returns its number of rows."""
+        next(self._parts)
+        return sum(1 for _ in islice(self._entries, PART_ROWS))
 
     def _pending(self, entry: Entry, old: Record | None) -> Pending:
         if isinstance(entry, Rejected):
@@ -117,7 +125,7 @@ class PartReader:
         # A file here that failed is looked at each time, as somebody may have mended it.
         if isinstance(where, Local):
             return Check(replace(self._job, url=where.name, path=where.path, ours=False), asked)
-        path = Path(self._job.downloads) / "incoming" / f"inside-{next(self._names)}"
+        path = self._incoming / f"inside-{next(self._names)}"
         job = replace(self._job, url=where.name, path=str(path), ours=True)
         if isinstance(where, Stored):
             return Bring(where.url, job, asked)

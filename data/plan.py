@@ -1,7 +1,6 @@
 """What becomes of every row: the result of the split step, kept in downloads/plan/ for the writers."""
 
 import json
-from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from data.schema import Rejected, UserError
+from data.schema import UserError
 from data.whole import whole_file, write_whole
 
 Ints = NDArray[np.int64]
@@ -69,11 +68,6 @@ class Plan:
     def fingerprints(self) -> dict[str, list[str]]:
         """Split → its shards' fingerprints."""
         return {split: [shard.fingerprint for shard in plan.shards] for split, plan in self.splits.items()}
-
-
-def count_reasons(rejected: list[Rejected]) -> dict[str, int]:
-    """Reason → rows, in alphabetical order."""
-    return dict(sorted(Counter(one.reason for one in rejected).items()))
 
 
 def save_plan(folder: Path, plan: Plan, settings: str) -> None:

@@ -46,6 +46,8 @@ class Picture:
     """Of `data`, hex."""
     phash: int
     """Perceptual hash, 64 bits, unsigned."""
+    look: bytes = b""
+    """A small likeness (data/looks.py), by which near duplicates are found; empty where none is needed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,8 @@ import json
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -12,14 +14,18 @@ import pyarrow.compute as pc
 import xxhash
 from numpy.typing import NDArray
 
+from data.grouping import LEAK, Links, deal, first_places, oldest_of_groups
 from data.ledger import Ledger, Record
+from data.looks import LOOK_BYTES
 from data.mapping import Mapping, ValueRejected
-from data.plan import Ints, Plan, ShardPlan, ShardSize, SplitPlan, count_reasons
+from data.near import near_pairs
+from data.plan import Ints, Plan, ShardPlan, ShardSize, SplitPlan
+from data.rejecting import RejectedRows
 from data.schema import Rejected, SampleError
 
-Hashes = NDArray[np.uint64]
 _DIGEST_BYTES = 16
 _TAR_BYTES = 2048  # that headers and padding of a sample may take
+_NO_LOOK = bytes(LOOK_BYTES)  # without shapes, hence near to nothing
 
 
 @dataclass(slots=True)
@@ -31,6 +37,8 @@ class _Kept:
     products: "array[int]" = field(default_factory=lambda: array("Q"))
     same: "array[int]" = field(default_factory=lambda: array("Q"))
     """Hash of product, pictures and text: equal for a row that is there twice."""
+    own: "array[int]" = field(default_factory=lambda: array("b"))
+    """The split of the row's own product; 0 where a column decides."""
     picture_rows: "array[int]" = field(default_factory=lambda: array("q"))
     """For each picture, its row's place in these columns."""
     pictures: "array[int]" = field(default_factory=lambda: array("Q"))
@@ -43,64 +51,83 @@ class _Kept:
 
 
 def make_plan(
-    ledger: Ledger, parts: int, mapping: Mapping, size: ShardSize, report: Callable[[int], None]
-) -> tuple[Plan, list[Rejected]]:
+    ledger: Ledger,
+    parts: int,
+    mapping: Mapping,
+    size: ShardSize,
+    distance: float,
+    rejected: RejectedRows,
+    report: Callable[[int], None],
+) -> Plan:
     """Decide over every row of a complete ledger; a pure function of the ledger and the settings.
 
-    Arguments: the ledger and its number of parts; the mapping; where shards end; told how many more rows are done.
-    Returns: the plan, and the rejected rows in the catalogue's order.
+    Arguments: the ledger and its number of parts; the mapping; where shards end; up to which distance pictures are
+    near duplicates (data/near.py), 0 for none; takes the rows that are in no shard; told how many more rows are done.
     """
-    kept, rejected, rows = _Kept(), list[Rejected](), 0
-    for part in range(parts):
-        records = ledger.read(part)
-        rejected += _map_records(records, mapping, kept)
-        rows += len(records)
-        report(len(records))
+    looks = ledger.downloads / "plan" / ".looks.part"
+    looks.parent.mkdir(parents=True, exist_ok=True)
+    kept, rows = _Kept(), 0
+    try:
+        with looks.open("wb") as stream:
+            for part in range(parts):
+                records = ledger.read(part)
+                _map_records(records, mapping, kept, stream, rejected)
+                rows += len(records)
+                report(len(records))
+        links = _links(kept, looks, distance)
+    finally:
+        looks.unlink(missing_ok=True)
     numbers, keys, names = np.frombuffer(kept.rows, np.int64), _joined(kept.keys), _joined(kept.names)
     first = first_places(np.frombuffer(kept.same, np.uint64))
-    unique = np.flatnonzero(first == np.arange(len(first)))
-    rejected += _duplicates(numbers, keys, first)
-    oldest = oldest_of_groups(
-        np.frombuffer(kept.products, np.uint64),
-        np.frombuffer(kept.picture_rows, np.int64),
-        np.frombuffer(kept.pictures, np.uint64),
-    )
-    keys = unique_keys(keys.take(pa.array(unique)), numbers[unique])
-    groups = names.take(pa.array(oldest[unique]))
+    stays = first == np.arange(len(first))
+    for place in np.flatnonzero(~stays).tolist():
+        detail = f"row {numbers[first[place]]} has the same product, pictures and text"
+        rejected.add(_rejected(int(numbers[place]), keys[place].as_py(), "duplicate", detail))
     straddling = leaks = 0
     if mapping.split.fractions is not None:
-        split_names = list(mapping.split.fractions)
-        own = _dealt(names, mapping.split.fractions)
-        codes = own[oldest[unique]]
-        leaks = int(np.count_nonzero(codes != own[unique]))
+        split_names, own = list(mapping.split.fractions), np.frombuffer(kept.own, np.int8).astype(np.int64)
+        dealt = deal(links, own)
+        oldest, codes = dealt.oldest, dealt.codes
+        for place, joined in dealt.leaks.items():
+            if stays[place]:
+                detail = ", ".join(f"that of row {numbers[one]} in {split_names[codes[one]]}" for one in joined)
+                detail = f"would join groups of different splits: {detail}"
+                rejected.add(_rejected(int(numbers[place]), keys[place].as_py(), "leak", detail))
+        stays &= codes != LEAK
+        leaks = int(np.count_nonzero(codes[stays] != own[stays]))
     else:
-        encoded = _joined(kept.splits).take(pa.array(unique)).dictionary_encode()
-        split_names, codes = encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False)
-        straddling = _straddling(oldest[unique], codes)
+        oldest = oldest_of_groups(links)
+        encoded = _joined(kept.splits).dictionary_encode()
+        split_names = encoded.dictionary.to_pylist()
+        codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+        straddling = _straddling(oldest[stays], codes[stays])
+    unique = np.flatnonzero(stays)
+    keys = unique_keys(keys.take(pa.array(unique)), numbers[unique])
+    groups = names.take(pa.array(oldest[unique]))
+    numbers, codes, oldest = numbers[unique], codes[unique], oldest[unique]
     sizes = np.frombuffer(kept.bytes, np.int64)[unique]
-    digests = np.frombuffer(bytes(kept.digests), np.uint8).reshape(-1, _DIGEST_BYTES)[unique]
+    digests = np.frombuffer(kept.digests, np.uint8).reshape(-1, _DIGEST_BYTES)[unique]
     splits = {}
     for code in sorted(set(codes.tolist()), key=lambda code: split_names[code]):
         places = np.flatnonzero(codes == code)
-        own_keys, own_groups = keys.take(pa.array(places)), groups.take(pa.array(places))
-        shards = _cut(split_names[code], sizes[places], digests[places], own_keys, own_groups, size)
+        own_keys = keys.take(pa.array(places))
+        shards = _cut(split_names[code], sizes[places], digests[places], own_keys, size)
         splits[split_names[code]] = SplitPlan(
-            rows=numbers[unique][places], keys=own_keys, groups=own_groups, shards=tuple(shards)
+            rows=numbers[places], keys=own_keys, groups=groups.take(pa.array(places)), shards=tuple(shards)
         )
-    rejected.sort(key=lambda one: one.number)
-    plan = Plan(
-        rows=rows, splits=splits, rejected=count_reasons(rejected), leaks_prevented=leaks, straddling=straddling
-    )
-    return plan, rejected
+    return Plan(rows=rows, splits=splits, rejected=rejected.reasons, leaks_prevented=leaks, straddling=straddling)
 
 
-def _map_records(records: list[Record], mapping: Mapping, kept: _Kept) -> Iterator[Rejected]:
-    """Add the rows that make a sample to `kept`; yield the others."""
+def _map_records(records: list[Record], mapping: Mapping, kept: _Kept, looks: BinaryIO, rejected: RejectedRows) -> None:
+    """Add the rows that make a sample to `kept` and their pictures' likenesses to `looks`; the others are rejected."""
     keys, names, splits = [], [], []
+    bounds = np.cumsum(list((mapping.split.fractions or {}).values()))[:-1]
     for record in records:
         key = mapping.key_of(record.row, record.values) if record.values else None
         if key is None or record.status != "ok":
-            yield Rejected(number=record.row, key=key, stage=record.stage, reason=record.reason, detail=record.detail)
+            rejected.add(
+                Rejected(number=record.row, key=key, stage=record.stage, reason=record.reason, detail=record.detail)
+            )
             continue
         stage = "map"
         try:
@@ -112,17 +139,19 @@ def _map_records(records: list[Record], mapping: Mapping, kept: _Kept) -> Iterat
             reason, detail = (
                 (error.reason, error.detail) if isinstance(error, ValueRejected) else ("bad-value", str(error))
             )
-            yield Rejected(number=record.row, key=key, stage=stage, reason=reason, detail=detail)
+            rejected.add(Rejected(number=record.row, key=key, stage=stage, reason=reason, detail=detail))
             continue
         product = mapping.product_of(record.row, record.values)
         pictures = "".join(picture.sha256 for picture in record.pictures)
         for picture in record.pictures:
             kept.picture_rows.append(len(kept.rows))
             kept.pictures.append(int(picture.sha256[:16], 16))
+            looks.write(picture.look or _NO_LOOK)
         kept.rows.append(record.row)
         kept.bytes.append(sum(picture.bytes for picture in record.pictures) + len(said) + _TAR_BYTES)
         kept.products.append(_hash(product))
         kept.same.append(_hash(json.dumps([product, pictures, [message["content"] for message in sample.messages]])))
+        kept.own.append(int(np.searchsorted(bounds, share_of(product), side="right")))
         kept.digests += xxhash.xxh3_128_digest(said + pictures.encode())
         keys.append(key)
         names.append(product)
@@ -130,67 +159,36 @@ def _map_records(records: list[Record], mapping: Mapping, kept: _Kept) -> Iterat
         column.append(pa.array(values, pa.large_string()))
 
 
+def _links(kept: _Kept, looks: Path, distance: float) -> Links:
+    pictures = np.frombuffer(kept.pictures, np.uint64)
+    firsts = np.zeros(len(pictures), np.bool_)
+    firsts[np.unique(pictures, return_index=True)[1]] = True
+    return Links(
+        products=np.frombuffer(kept.products, np.uint64),
+        picture_rows=np.frombuffer(kept.picture_rows, np.int64),
+        pictures=pictures,
+        near=near_pairs(looks, firsts, distance),
+    )
+
+
+def _rejected(number: int, key: str, reason: str, detail: str) -> Rejected:
+    return Rejected(number=number, key=key, stage="split", reason=reason, detail=detail)
+
+
 def _hash(text: str) -> int:
     return xxhash.xxh3_64_intdigest(text.encode())
 
 
 def _joined(chunks: list[pa.Array]) -> pa.Array:
-    return pa.concat_arrays(chunks or [pa.array([], pa.large_string())])
-
-
-def first_places(hashes: Hashes) -> Ints:
-    """For each place, the first place with the same hash."""
-    _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
-    places: Ints = first[inverse].astype(np.int64)
-    return places
-
-
-def _duplicates(numbers: Ints, keys: pa.Array, first: Ints) -> Iterator[Rejected]:
-    for place in np.flatnonzero(first != np.arange(len(first))).tolist():
-        yield Rejected(
-            number=int(numbers[place]),
-            key=keys[place].as_py(),
-            stage="split",
-            reason="duplicate",
-            detail=f"row {numbers[first[place]]} has the same product, pictures and text",
-        )
-
-
-def oldest_of_groups(products: Hashes, picture_rows: Ints, pictures: Hashes) -> Ints:
-    """For each row the oldest of its group: rows belong together that share a product or a picture, over any number of
-    others.
-
-    Arguments: hash of each row's product [rows]; for each picture its row and its hash [pictures].
-    Returns: int64 [rows], the smallest row of the group.
-    """
-    oldest = np.arange(len(products), dtype=np.int64)
-    product_codes = np.unique(products, return_inverse=True)[1]
-    picture_codes = np.unique(pictures, return_inverse=True)[1]
-    while True:
-        by_product = np.full(len(products), len(products), np.int64)
-        np.minimum.at(by_product, product_codes, oldest)
-        found = by_product[product_codes]
-        by_picture = np.full(len(pictures), len(products), np.int64)
-        np.minimum.at(by_picture, picture_codes, found[picture_rows])
-        np.minimum.at(found, picture_rows, by_picture[picture_codes])
-        found = found[found]
-        if np.array_equal(found, oldest):
-            return oldest
-        oldest = found
+    """The chunks as one array; they are let go."""
+    joined = pa.concat_arrays(chunks or [pa.array([], pa.large_string())])
+    chunks.clear()
+    return joined
 
 
 def share_of(product: str) -> float:
     """A number in [0, 1) that a product always has, on any machine and in any catalogue."""
     return int.from_bytes(hashlib.sha256(product.encode()).digest()[:8], "big") / 2**64
-
-
-def _dealt(names: pa.Array, fractions: dict[str, float]) -> NDArray[np.int64]:
-    """For each product name the number of its split."""
-    encoded = names.dictionary_encode()
-    shares = np.array([share_of(name) for name in encoded.dictionary.to_pylist()])
-    bounds = np.cumsum(list(fractions.values()))[:-1]
-    codes: NDArray[np.int64] = np.searchsorted(bounds, shares, side="right")
-    return codes[encoded.indices.to_numpy(zero_copy_only=False)]
 
 
 def _straddling(oldest: Ints, codes: NDArray[np.integer]) -> int:
@@ -212,9 +210,7 @@ def unique_keys(keys: pa.Array, numbers: Ints) -> pa.Array:
     return pc.replace_with_mask(keys, pa.array(repeated), pa.array(renamed, keys.type))
 
 
-def _cut(
-    split: str, sizes: Ints, digests: NDArray[np.uint8], keys: pa.Array, groups: pa.Array, size: ShardSize
-) -> Iterator[ShardPlan]:
+def _cut(split: str, sizes: Ints, digests: NDArray[np.uint8], keys: pa.Array, size: ShardSize) -> Iterator[ShardPlan]:
     """Cut a split's rows into shards."""
     first = held = number = 0
     for place, row_bytes in enumerate([*sizes.tolist(), None]):
@@ -223,8 +219,7 @@ def _cut(
         )
         if full or row_bytes is None:
             hasher = hashlib.sha256(digests[first:place].tobytes())
-            said = [keys.slice(first, place - first).to_pylist(), groups.slice(first, place - first).to_pylist()]
-            hasher.update(json.dumps(said).encode())
+            hasher.update(json.dumps(keys.slice(first, place - first).to_pylist()).encode())
             yield ShardPlan(split=split, number=number, first=first, last=place, fingerprint=hasher.hexdigest())
             first, held, number = place, 0, number + 1
         held += row_bytes or 0

@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Callable
-from concurrent.futures import Executor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, as_completed, wait
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from data.index import SCHEMA, to_table, write_table
 from data.ledger import Found, Ledger, Record
 from data.manifest import FORMAT_VERSION, file_sha256
 from data.mapping import Mapping
-from data.plan import Plan, ShardPlan, SplitPlan
+from data.parts import ALL, Part
+from data.plan import Ints, Plan, ShardPlan, SplitPlan
 from data.schema import Picture, UserError
 from data.shards import ShardWriter, shard_name
 from data.tokens import Tokens
@@ -33,9 +35,8 @@ class WriteJob:
 
     out: str
     shard: ShardPlan
-    rows: list[int]
-    keys: list[str]
-    groups: list[str]
+    rows: Ints
+    keys: pa.Array
     mapping: dict[str, Any]
     tokenizer: Tokens | None
 
@@ -48,7 +49,7 @@ class Written:
     changed: bool
     """Whether any shard or index was written or removed."""
     shards: dict[str, list[dict[str, Any]]]
-    """As in the manifest."""
+    """As in the manifest; empty if other machines write shards too."""
     pictures: dict[str, int]
     """Of each split."""
 
@@ -58,47 +59,77 @@ def write_shards(
     plan: Plan,
     mapping: Mapping,
     pool: Executor,
+    workers: int,
     report: Callable[[int], None],
     tokenizer: Tokens | None = None,
+    part: Part = ALL,
 ) -> Written:
     """Bring the shards and indexes under `out` up to date with the plan.
 
-    Arguments: the output folder; the plan; the mapping; a pool of workers; told how many more samples stand;
-    the tokenizer that counts tokens into the index.
+    Arguments: the output folder; the plan; the mapping; a pool of `workers` processes; told how many more samples
+    stand; the tokenizer that counts tokens into the index; the machine, if several divide the shards among them: it
+    writes its shards alone, no index.
     Raises PictureChanged if a picture was changed since it was fetched.
     """
-    jobs = []
+    todo = []
+    numbers = count()
     for split, split_plan in plan.splits.items():
-        remove_leftovers(out / split)
+        if part.whole:
+            remove_leftovers(out / split)
         for shard in split_plan.shards:
+            if not part.has(next(numbers)):
+                continue
             if _whole(out, shard, tokenizer):
                 report(shard.last - shard.first)
             else:
-                jobs.append(_job(out, shard, split_plan, mapping, tokenizer))
-    stale = _stale(out, plan)
-    if jobs or stale:
+                todo.append((shard, split_plan))
+    stale = _stale(out, plan) if part.whole else []
+    if todo or stale:
         # From here until it is written anew the folder does not pass for a whole one.
         (out / "manifest.json").unlink(missing_ok=True)
     for path in stale:
         path.unlink()
         if not any(path.parent.iterdir()):
             path.parent.rmdir()
-    futures = [pool.submit(write_shard, job) for job in jobs]
+    # A few at a time, as a job names every row of its shard.
+    waiting: set[Future[int]] = set()
     try:
-        for future in as_completed(futures):
+        for shard, split_plan in todo:
+            if len(waiting) > workers:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in done:
+                    report(future.result())
+            waiting.add(pool.submit(write_shard, _job(out, shard, split_plan, mapping, tokenizer)))
+        for future in as_completed(waiting):
             report(future.result())
     finally:
-        for future in futures:
+        for future in waiting:
             future.cancel()
-    changed = bool(jobs or stale)
-    shards, pictures = {}, {}
-    for split, split_plan in plan.splits.items():
-        tables = [pq.read_table(_note_path(out, shard)) for shard in split_plan.shards]
-        shards[split] = [_note(table) for table in tables]
-        index = pa.concat_tables([table.replace_schema_metadata(SCHEMA.metadata) for table in tables])
+    changed = bool(todo or stale)
+    shards: dict[str, list[dict[str, Any]]] = {}
+    pictures: dict[str, int] = {}
+    for split, split_plan in plan.splits.items() if part.whole else ():
+        paths = [_note_path(out, shard) for shard in split_plan.shards]
+        shards[split] = [_note(path) for path in paths]
+        index = _index(paths, split_plan)
         pictures[split] = pc.sum(pc.list_value_length(index["image_sizes"])).as_py()
         changed |= _write_index(out / split / "index.arrow", index)
-    return Written(new_shards=len(jobs), changed=changed, shards=shards, pictures=pictures)
+    return Written(new_shards=len(todo), changed=changed, shards=shards, pictures=pictures)
+
+
+def _index(notes: list[Path], plan: SplitPlan) -> pa.Table:
+    """The index of a split out of what its shards noted, a column at a time: whole it is there once, not twice.
+
+    The groups are the plan's: rows that are added to a catalogue may join groups of older ones, whose shards stay.
+    """
+    columns = {}
+    for name in SCHEMA.names:
+        if name == "group":
+            columns[name] = plan.groups
+        else:
+            chunks = [pq.read_table(path, columns=[name])[name].cast(SCHEMA.field(name).type) for path in notes]
+            columns[name] = pa.concat_arrays([chunk for column in chunks for chunk in column.chunks])
+    return pa.table(columns, schema=SCHEMA)
 
 
 def _write_index(path: Path, table: pa.Table) -> bool:
@@ -117,8 +148,8 @@ def _note_path(out: Path, shard: ShardPlan) -> Path:
     return out / "downloads" / "shards" / shard.split / f"{shard_name(shard.number)}.parquet"
 
 
-def _note(table: pa.Table) -> dict[str, Any]:
-    note: dict[str, Any] = json.loads(table.schema.metadata[b"shard"])
+def _note(path: Path) -> dict[str, Any]:
+    note: dict[str, Any] = json.loads(pq.read_schema(path).metadata[b"shard"])
     return note
 
 
@@ -153,9 +184,9 @@ def _job(out: Path, shard: ShardPlan, plan: SplitPlan, mapping: Mapping, tokeniz
     return WriteJob(
         out=str(out),
         shard=shard,
-        rows=plan.rows[shard.first : shard.last].tolist(),
-        keys=plan.keys.slice(shard.first, length).to_pylist(),
-        groups=plan.groups.slice(shard.first, length).to_pylist(),
+        rows=plan.rows[shard.first : shard.last],
+        # Copied out: a slice would be sent with all keys of the split.
+        keys=pa.concat_arrays([plan.keys.slice(shard.first, length)]),
         mapping=mapping.model_dump(),
         tokenizer=tokenizer,
     )
@@ -168,10 +199,10 @@ def write_shard(job: WriteJob) -> int:
     ledger = Ledger(out / "downloads")
     entries = []
     with ShardWriter(out / shard.split / shard_name(shard.number), shard.number) as writer:
-        for record, key, group in zip(ledger.take(job.rows), job.keys, job.groups, strict=True):
+        for record, key in zip(ledger.take(job.rows.tolist()), job.keys.to_pylist(), strict=True):
             pictures = _pictures(ledger, record)
             sample = mapping.sample(record.row, record.values, key, [picture.format for picture in pictures])
-            entry = writer.add(sample, pictures, group)
+            entry = writer.add(sample, pictures, group="")
             entries.append(job.tokenizer.counted(entry, sample) if job.tokenizer else entry)
     note = {
         "name": shard_name(shard.number),

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.images import PictureError, check_picture, open_picture
+from data.images import PictureError, Rewriting, check_picture, open_picture
+from tests.factories.hostile_pictures import hostile
 
 
 def drawn(width: int = 60, height: int = 40, mode: str = "RGB") -> Image.Image:
@@ -123,6 +124,47 @@ def test_damage_in_the_middle_is_refused_or_decodes() -> None:
         except PictureError as error:
             reasons.add(error.reason)
     assert reasons <= {"not-a-picture", "damaged", "truncated", "too-large", "too-thin", "too-small"}
+
+
+@pytest.mark.parametrize(("name", "data", "reasons"), [pytest.param(*one, id=one[0]) for one in hostile()])
+def test_hostile_bytes_are_taken_or_refused_with_a_reason(name: str, data: bytes, reasons: str) -> None:
+    try:
+        check_picture(data)
+        found = "ok"
+    except PictureError as error:
+        found = error.reason
+    assert found in reasons.split(), name
+
+
+def test_a_picture_whose_rest_is_grey_is_truncated() -> None:
+    data = encoded(drawn(600, 400))
+    grey = data[: len(data) // 2] + b"\xff\xd9"
+    Image.open(io.BytesIO(grey)).load()  # Pillow takes it
+    with pytest.raises(PictureError, match="premature end"):
+        check_picture(grey)
+
+
+def test_padding_before_the_end_does_no_harm() -> None:
+    data = encoded(drawn(600, 400))
+    assert check_picture(data[:-2] + bytes(5) + data[-2:]).width == 600
+
+
+def test_pictures_are_encoded_anew_when_asked_and_lose_their_metadata() -> None:
+    exif = Image.Exif()
+    exif.get_ifd(0x8825)[1] = "N"
+    exif[0x010E] = "taken at home"
+    data = encoded(drawn(600, 400), exif=exif, comment=b"a remark", icc_profile=b"profile")
+    assert check_picture(data).data == data
+    assert check_picture(data, rewriting=Rewriting(max_side=600)).data == data
+    for rewriting, size in ((Rewriting(max_side=300), (300, 200)), (Rewriting(quality=60), (600, 400))):
+        picture = check_picture(data, rewriting=rewriting)
+        plain = Image.open(io.BytesIO(picture.data))
+        assert (picture.format, plain.size, (picture.width, picture.height)) == ("jpg", size, size)
+        assert not plain.getexif()
+        assert set(plain.info) <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
+        assert check_picture(data, rewriting=rewriting) == picture
+    small = check_picture(encoded(drawn(600, 400, "RGBA"), "PNG"), rewriting=Rewriting(max_side=100, quality=60))
+    assert (small.format, small.width, small.height) == ("png", 100, 67)
 
 
 def test_the_pixel_limit_is_the_callers() -> None:

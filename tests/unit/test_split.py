@@ -1,5 +1,6 @@
 """Groups, splits, duplicates, keys and where shards end."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 
 from data.ledger import PART_ROWS, Found, Ledger, Record
 from data.mapping import make_mapping
+from data.near import DISTANCE
 from data.plan import Plan, PlanMissing, ShardSize, load_plan, save_plan
+from data.rejecting import RejectedRows
 from data.schema import Rejected
-from data.split import make_plan, oldest_of_groups, share_of, unique_keys
+from data.split import make_plan, share_of, unique_keys
 
 FRACTIONS = {"train": 0.8, "test": 0.2}
 
@@ -49,7 +52,12 @@ def plan_of(
         "answer": "{title}",
         "split": {"fractions": FRACTIONS},
     }
-    return make_plan(ledger, parts, make_mapping(mapping | changes, "test"), size or ShardSize(), lambda _: None)
+    with RejectedRows(folder / "rejected") as found:
+        plan = make_plan(
+            ledger, parts, make_mapping(mapping | changes, "test"), size or ShardSize(), DISTANCE, found, lambda _: None
+        )
+        lines = [json.loads(line) for line in found.lines()]
+    return plan, [Rejected(number=line.pop("row"), **line) for line in lines]
 
 
 def split_by_row(plan: Plan) -> dict[int, str]:
@@ -60,15 +68,39 @@ def test_rows_of_one_product_or_picture_stand_together(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     records = [record(row, f"p{random.integers(400)}", int(random.integers(3000))) for row in range(1200)]
     plan, rejected = plan_of(tmp_path, records)
-    assert rejected == []
+    assert {one.reason for one in rejected} == {"leak"}
     splits = split_by_row(plan)
-    assert sorted(splits) == list(range(1200))
+    assert sorted([*splits, *(one.number for one in rejected)]) == list(range(1200))
     for field in (lambda one: one.values["product"], lambda one: one.pictures[0].sha256):
         seen: dict[str, str] = {}
         for one in records:
-            assert seen.setdefault(field(one), splits[one.row]) == splits[one.row]
-    moved = sum(("train" if share_of(one.values["product"]) < 0.8 else "test") != splits[one.row] for one in records)
+            if one.row in splits:
+                assert seen.setdefault(field(one), splits[one.row]) == splits[one.row]
+    kept = [one for one in records if one.row in splits]
+    moved = sum(("train" if share_of(one.values["product"]) < 0.8 else "test") != splits[one.row] for one in kept)
     assert plan.leaks_prevented == moved > 0
+
+
+def test_rows_that_are_added_join_their_group_and_move_none(tmp_path: Path) -> None:
+    """Products p0 , p4 and p9 belong to train, p1 to test."""
+    old = [record(0, "p0", 0), record(1, "p1", 1), record(2, "p4", 2)]
+    before = split_by_row(plan_of(tmp_path / "old", old)[0])
+    assert before == {0: "train", 1: "test", 2: "train"}
+    added = [
+        record(3, "p1", 0),  # the product in test, the picture in train
+        record(4, "p9", 1),  # a new product that shows an old picture
+        record(5, "p4", 0),  # joins two groups of one split
+        record(6, "p9", 3),
+        record(7, "p0", 3),  # p9 went to test
+    ]
+    plan, rejected = plan_of(tmp_path / "new", [*old, *added])
+    assert split_by_row(plan) == before | {4: "test", 5: "train", 6: "test"}
+    assert [(one.number, one.stage, one.reason) for one in rejected] == [(3, "split", "leak"), (7, "split", "leak")]
+    assert rejected[0].detail == (
+        "would join groups of different splits: that of row 0 in train, that of row 1 in test"
+    )
+    assert plan.splits["train"].groups.to_pylist() == ["p0"] * 3
+    assert plan.leaks_prevented == 2
 
 
 def test_a_product_keeps_its_split_in_any_catalogue(tmp_path: Path) -> None:
@@ -77,18 +109,6 @@ def test_a_product_keeps_its_split_in_any_catalogue(tmp_path: Path) -> None:
     assert split_by_row(few) == {row: split for row, split in split_by_row(many).items() if row < 50}
     assert 0.77 < len(many.splits["train"].rows) / 900 < 0.83
     assert many.leaks_prevented == 0
-
-
-def test_chains_over_products_and_pictures_are_one_group() -> None:
-    count = 200
-    products = np.repeat(np.arange(count // 2), 2).astype(np.uint64)
-    pictures = np.append(np.repeat(np.arange(count // 2 - 1), 2) + 1, [0, 0]).astype(np.uint64)
-    pictures = np.roll(pictures, 1)
-    order = np.random.default_rng(0).permutation(count)
-    oldest = oldest_of_groups(products[order], np.arange(count), pictures[order])
-    assert set(oldest.tolist()) == {0}
-    alone = oldest_of_groups(np.arange(5, dtype=np.uint64), np.zeros(0, np.int64), np.zeros(0, np.uint64))
-    assert alone.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_a_row_that_is_there_twice_is_kept_once(tmp_path: Path) -> None:

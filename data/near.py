@@ -1,0 +1,216 @@
+"""Near duplicates: which pictures are copies of which, encoded, resized or recoloured, among millions.
+
+Two pictures are near when one's greys follow from the other's by a curve of tones (brightness, contrast, gamma), up to
+a small rest, and their colours agree. Whom a picture is compared with at all is found by binary keys: signs of its
+lowest frequencies, in four sets of twenty, each also with its five least certain signs turned. Every answer about a
+pair depends on the two and on earlier pictures alone, so that pictures which are added later change none.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.looks import LOOK_BYTES, PATCHES, SIDE
+
+DISTANCE = 0.18
+"""Of the contrast, the share that a copy's greys may differ by once tones are fitted."""
+COLOUR_DISTANCE = 0.45
+"""Of the colourfulness, the share that a copy's colours may differ by once their strength is fitted."""
+FLAT = 3.0
+"""Standard deviation in grey levels below which a picture has no shapes: it is a copy only of the very same bytes."""
+
+Ints = NDArray[np.int64]
+Looks = NDArray[np.uint8]
+Floats = NDArray[np.float64]
+_BANDS, _BITS, _WEAK = 4, 20, 5
+_DIFFERENT = 24  # of the 80 signs; pairs with more are left out without a closer look
+_EARLIEST, _LATEST = 12, 12  # compared of those with one key: so many of the first ones and of the ones just before
+_KNOTS = 6  # of the curve of tones
+_BLOCK = 1 << 14  # pairs looked at closely at a time
+_ROWS = 1 << 16  # pictures whose keys are made at a time
+
+
+@dataclass(frozen=True, slots=True)
+class _Keys:
+    """Of each picture with shapes, in order: its place, its key in each band, the certainty order, all signs."""
+
+    places: Ints
+    keys: NDArray[np.uint32]
+    """[bands, pictures]"""
+    weak: NDArray[np.uint8]
+    """[bands, pictures, weak]: the least certain bits of each key."""
+    signs: NDArray[np.uint64]
+    """[pictures, 2]"""
+
+
+def near_pairs(looks: Path, compared: NDArray[np.bool_], distance: float = DISTANCE) -> Ints:
+    """Pairs of pictures that are near duplicates.
+
+    Arguments: a file of likenesses of LOOK_BYTES each, oldest picture first; bool [pictures], which of them are
+    compared at all (of equal ones, one); the largest distance.
+    Returns: int64 [pairs, 2], each (earlier, later). Not every pair of a crowd of copies, but enough to join them all.
+    """
+    found, count = [np.zeros((0, 2), np.int64)], len(compared)
+    if count and distance > 0:
+        # Of each picture an earlier one that it is known to be near to, so that a crowd of copies is not compared each
+        # with each: those with the same leader are joined already.
+        leader = np.arange(count)
+        for pairs in _candidates(_keys(looks, compared)):
+            pairs = pairs[leader[pairs[:, 0]] != leader[pairs[:, 1]]]
+            for start in range(0, len(pairs), _BLOCK):
+                block = pairs[start : start + _BLOCK]
+                # Opened for each block: pages that were read do not stay in this process's memory.
+                stored = np.memmap(looks, np.uint8, "r", shape=(count, LOOK_BYTES))
+                near = block[are_near(np.asarray(stored[block[:, 0]]), np.asarray(stored[block[:, 1]]), distance)]
+                del stored
+                found.append(near)
+                lone = near[(leader[near] == near).all(1)]
+                leader[lone[:, 1]] = lone[:, 0]
+    return np.unique(np.concatenate(found), axis=0)
+
+
+def are_near(one: Looks, other: Looks, distance: float = DISTANCE) -> NDArray[np.bool_]:
+    """Whether pictures are near duplicates, pair by pair: likenesses uint8 [pairs, LOOK_BYTES] twice → bool [pairs]."""
+    first, second = _greys(one), _greys(other)
+    # Cheap and generous: a copy's greys go up and down with the original's.
+    likely = np.flatnonzero(_correlation(first, second) > 0.85)
+    greys = np.minimum(_rest(first[likely], second[likely]), _rest(second[likely], first[likely]))
+    likely = likely[greys <= distance]
+    colours = _colour_distance(_colours(one[likely]), _colours(other[likely]))
+    near = np.zeros(len(one), np.bool_)
+    near[likely[colours <= COLOUR_DISTANCE]] = True
+    return near
+
+
+def _greys(looks: Looks) -> Floats:
+    return looks[:, : SIDE * SIDE].astype(np.float64)
+
+
+def _colours(looks: Looks) -> Floats:
+    """Blue and red less grey in each patch, [pictures, 2 × patches]."""
+    patches = looks[:, SIDE * SIDE :].reshape(len(looks), PATCHES * PATCHES, 3).astype(np.float64)
+    grey = patches @ np.array([0.299, 0.587, 0.114], np.float64)
+    blue, red = 0.564 * (patches[:, :, 2] - grey), 0.713 * (patches[:, :, 0] - grey)
+    return np.concatenate([blue, red], axis=1)
+
+
+def _correlation(one: Floats, other: Floats) -> Floats:
+    one = one - one.mean(1, keepdims=True)
+    other = other - other.mean(1, keepdims=True)
+    scale = np.sqrt((one * one).sum(1) * (other * other).sum(1)) + 1e-6
+    correlation: Floats = (one * other).sum(1) / scale
+    return correlation
+
+
+def _rest(given: Floats, sought: Floats) -> Floats:
+    """What of one picture's contrast is not a curve of the other's tones: RMS of the rest over the standard deviation.
+
+    The curve is piecewise linear between _KNOTS tones, fitted by least squares.
+    """
+    low, high = given.min(1, keepdims=True), given.max(1, keepdims=True)
+    place = (given - low) / (high - low + 1e-3) * (_KNOTS - 1)
+    knot = np.minimum(place.astype(np.int64), _KNOTS - 2)
+    share = place - knot
+    weights = np.zeros((*given.shape, _KNOTS), np.float64)
+    pair, pixel = np.arange(len(given))[:, None], np.arange(given.shape[1])[None, :]
+    weights[pair, pixel, knot] = 1 - share
+    weights[pair, pixel, knot + 1] = share
+    transposed = weights.transpose(0, 2, 1)
+    products = transposed @ weights + 0.02 * np.eye(_KNOTS, dtype=np.float64)
+    curve = np.linalg.solve(products, transposed @ sought[:, :, None])
+    rest = (weights @ curve)[:, :, 0] - sought
+    # Four levels of variance are noise of rounding and of the encoder.
+    share_left: Floats = np.sqrt((rest * rest).mean(1) / (sought.var(1) + 4))
+    return share_left
+
+
+def _colour_distance(one: Floats, other: Floats) -> Floats:
+    """How far colours are apart when one side may be stronger or paler all over; grey pictures are not far."""
+    noise = 16.0 * one.shape[1]
+    ones, others, both = (one * one).sum(1), (other * other).sum(1), (one * other).sum(1)
+
+    def missed(given: Floats, sought: Floats, size: Floats) -> Floats:
+        strength = np.clip(both / (size + 1e-3), 0.6, 1.7)[:, None]
+        share: Floats = ((sought - strength * given) ** 2).sum(1) / ((sought * sought).sum(1) + noise)
+        return share
+
+    apart: Floats = np.sqrt(np.maximum(missed(one, other, ones), missed(other, one, others)))
+    return apart
+
+
+def _frequencies() -> Floats:
+    """The lowest frequencies of a likeness without its mean, as one matrix of whole numbers [pixels, bands × bits]."""
+    cosines = np.cos(np.pi / SIDE * np.arange(SIDE)[:, None] * (np.arange(SIDE) + 0.5)[None, :])
+    order = sorted(((i, j) for i in range(SIDE) for j in range(SIDE) if i + j), key=lambda at: (sum(at), max(at), at))
+    waves = [np.outer(cosines[i], cosines[j]).ravel() for i, j in order[: _BANDS * _BITS]]
+    return np.round(4096 * np.stack(waves, axis=1))
+
+
+def _keys(looks: Path, compared: NDArray[np.bool_]) -> _Keys:
+    waves = _frequencies()
+    places, keys, weak, signs = [], [], [], []
+    for first in range(0, len(compared), _ROWS):
+        rows = min(_ROWS, len(compared) - first)
+        stored = np.fromfile(looks, np.uint8, rows * LOOK_BYTES, offset=first * LOOK_BYTES).reshape(rows, LOOK_BYTES)
+        greys = _greys(stored)
+        shaped = np.flatnonzero((greys.std(1) >= FLAT) & compared[first : first + rows])
+        greys = greys[shaped]
+        # Whole numbers below 2**53, so that the sums are exact and the same on any machine.
+        heights = (greys * greys.shape[1] - greys.sum(1, keepdims=True)) @ waves
+        positive = heights > 0
+        own_keys, own_weak = [], []
+        for band in range(_BANDS):
+            # Every fourth frequency, so that each band has low and high ones.
+            bits = positive[:, band::_BANDS]
+            own_keys.append(bits @ (1 << np.arange(_BITS, dtype=np.uint32)))
+            certainty = np.argsort(np.abs(heights[:, band::_BANDS]), axis=1, kind="stable")
+            own_weak.append(certainty[:, :_WEAK].astype(np.uint8))
+        packed = np.packbits(positive, axis=1)
+        packed = np.pad(packed, ((0, 0), (0, 16 - packed.shape[1])))
+        places.append(shaped + first)
+        keys.append(np.stack(own_keys).astype(np.uint32))
+        weak.append(np.stack(own_weak))
+        signs.append(packed.view(np.uint64))
+    return _Keys(np.concatenate(places), np.concatenate(keys, 1), np.concatenate(weak, 1), np.concatenate(signs))
+
+
+def _candidates(pictures: _Keys) -> Iterator[Ints]:
+    """Pairs worth a closer look, [pairs, 2] (earlier, later), a batch at a time."""
+    count = len(pictures.places)
+    later = np.arange(count)
+    for band in range(_BANDS):
+        keys = pictures.keys[band]
+        order = np.argsort(keys, kind="stable")
+        starts = np.searchsorted(keys[order], np.arange((1 << _BITS) + 1, dtype=np.uint32))
+        place_in_order = np.empty(count, np.int64)
+        place_in_order[order] = later
+        before = place_in_order - starts[keys]
+        for turned in range(1 << _WEAK):
+            mask = np.zeros(count, np.uint32)
+            for bit in range(_WEAK):
+                if turned >> bit & 1:
+                    mask |= np.uint32(1) << pictures.weak[band, :, bit].astype(np.uint32)
+            probed = keys ^ mask
+            low, high = starts[probed], starts[probed + 1]
+            for step in range(_EARLIEST):
+                asking = np.flatnonzero(low + step < high)
+                if not asking.size:
+                    break
+                yield _close(pictures, order[low[asking] + step], asking)
+        for step in range(1, _LATEST + 1):
+            asking = np.flatnonzero(before - step >= _EARLIEST)
+            if not asking.size:
+                break
+            yield _close(pictures, order[place_in_order[asking] - step], asking)
+
+
+def _close(pictures: _Keys, earlier: Ints, later: Ints) -> Ints:
+    """Those pairs whose signs differ in few places, as places of the pictures."""
+    older = np.flatnonzero(earlier < later)
+    earlier, later = earlier[older], later[older]
+    apart = np.bitwise_count(pictures.signs[earlier] ^ pictures.signs[later]).sum(1)
+    close = apart <= _DIFFERENT
+    return np.stack([pictures.places[earlier[close]], pictures.places[later[close]]], axis=1)
