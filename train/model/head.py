@@ -21,37 +21,44 @@ class SummedCrossEntropy(torch.autograd.Function):
         """hidden [n, hidden_size], weight [vocabulary, hidden_size], labels int64 [n] → float32 scalar."""
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        hidden_gradients: list[Tensor] = []
+        hidden_gradient = torch.empty_like(hidden) if needs_hidden else None
         # Several chunks add up in float32, or bfloat16 would lose the small ones.
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        start = 0
         for rows, targets in zip(hidden.tensor_split(chunks), labels.tensor_split(chunks), strict=True):
-            logits = F.linear(rows, weight).float()
-            logs = torch.log_softmax(logits, dim=-1)
-            del logits
+            logs = torch.log_softmax(F.linear(rows, weight).float(), dim=-1)
             total += F.nll_loss(logs, targets, reduction="sum") if len(targets) else logs.sum()
             if not (needs_hidden or needs_weight):
                 continue
             slopes = logs.exp_()
             slopes[torch.arange(len(targets), device=targets.device), targets] -= 1
             slopes = slopes.to(weight.dtype)
-            if needs_hidden:
-                hidden_gradients.append(slopes @ weight)
-            if weight_gradient is not None:
+            del logs
+            if hidden_gradient is not None:
+                torch.mm(slopes, weight, out=hidden_gradient[start : start + len(rows)])
+                start += len(rows)
+            if weight_gradient is not None and weight.dtype == torch.float32:
+                weight_gradient.addmm_(slopes.T, rows)
+            elif weight_gradient is not None:
                 weight_gradient += slopes.T @ rows
-        ctx.save_for_backward(
-            torch.cat(hidden_gradients) if needs_hidden else None,
-            weight_gradient.to(weight.dtype) if weight_gradient is not None else None,
-        )
+            del slopes
+        ctx.gradients = hidden_gradient, weight_gradient.to(weight.dtype) if weight_gradient is not None else None
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        """The gradients of the forward pass, times the one that comes in."""
-        hidden, weight = ctx.saved_tensors
+        """The gradients of the forward pass, times the one that comes in.
+
+        Handed on and not copied: they are as large as the weight and the hidden states, so there is no second time.
+        """
+        if ctx.gradients is None:
+            raise RuntimeError("the gradients of this loss were handed on: it has one backward pass")
+        hidden, weight = ctx.gradients
+        ctx.gradients = None
         return (
-            hidden * gradient.to(hidden.dtype) if hidden is not None else None,
-            weight * gradient.to(weight.dtype) if weight is not None else None,
+            hidden.mul_(gradient) if hidden is not None else None,
+            weight.mul_(gradient) if weight is not None else None,
             None,
             None,
         )
