@@ -25,17 +25,20 @@ class Timing:
         return statistics.median(there / here for here, there in zip(self.seconds, other.seconds, strict=True))
 
 
-def in_turns(ways: dict[str, Callable[[], object]], rounds: int, warm_up: int = 1) -> dict[str, Timing]:
+def in_turns(
+    ways: dict[str, Callable[[], object]], rounds: int, warm_up: int = 1, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, Timing]:
     """Call each way once a round, every other round in the opposite order; returns their times by name.
 
-    `warm_up`: first rounds that are not counted.
+    `warm_up`: first rounds that are not counted. `clock`: `time.process_time` for work of this process alone, whose
+    waits for a core that others keep busy are then left out.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(-warm_up, rounds):
         for name in ways if number % 2 else reversed(ways):
-            start = time.perf_counter()
+            start = clock()
             ways[name]()
-            taken = time.perf_counter() - start
+            taken = clock() - start
             if number >= 0:
                 seconds[name].append(taken)
     return {name: Timing(seconds=tuple(taken)) for name, taken in seconds.items()}

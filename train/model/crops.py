@@ -14,7 +14,7 @@ def canvas_crops(
     """Resize a picture onto its canvas and cut that into crops, as the published processor does.
 
     Arguments: a PIL picture of any mode (an EXIF orientation is not looked at); the largest number of crops; pixels a
-    side of a crop.
+    side of a crop; where the crops are written, None for memory of their own.
     Returns: the crops, uint8 [rows * columns, 3, crop_size, crop_size], row by row from the top left; (rows, columns).
     Neither normalised nor with the global view: the model makes both from these bytes.
     Raises ValueError for a picture that is too thin for its canvas.
