@@ -197,6 +197,7 @@ class Conversation:
             )
         bos = self._ids[BOS]
         ids, labels = [bos], [NO_LABEL]
+        repeated: dict[int, int] = {}  # place in the lists → how often it stands there; a picture has thousands
         swallowing = False
         for item in items:
             if isinstance(item, _Stretch):
@@ -209,11 +210,13 @@ class Conversation:
                 labels.append(item.token if item.labelled else NO_LABEL)
                 swallowing = item.token in self._swallows
             else:
-                count = picture_tokens[item.number - 1]
-                ids += [-item.number] * count + [bos]
-                labels += [NO_LABEL] * (count + 1)
+                repeated[len(ids)] = picture_tokens[item.number - 1]
+                ids += [-item.number, bos]
+                labels += [NO_LABEL] * 2
                 swallowing = False
-        return np.array(ids, dtype=np.int64), np.array(labels, dtype=np.int64)
+        counts = np.ones(len(ids), dtype=np.int64)
+        counts[list(repeated)] = list(repeated.values())
+        return np.array(ids, dtype=np.int64).repeat(counts), np.array(labels, dtype=np.int64).repeat(counts)
 
     def _encode_stretch(self, stretch: _Stretch, swallowing: bool) -> tuple[list[int], list[bool]]:
         """Ids of a stretch, and which of them reach into its labelled part."""
