@@ -25,6 +25,7 @@ from data.images import open_picture
 from data.schema import UserError
 from data.whole import write_whole
 from train.loading import is_run, load_run
+from train.material import shards_folder
 from train.predict import CONTROLS, positive, predict_split, quiet
 from train.score.card import SCORES_FILE
 from train.score.facts import Facts, run_facts
@@ -76,7 +77,7 @@ def evaluate(
     loaded = load_run(run, checkpoint)
     assert loaded.origin is not None
     config = loaded.origin.config
-    opened = Split(Path(config.data.shards), split)
+    opened = Split(shards_folder(config), split)
     asked: dict[str, Any] = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "limit": limit}
     folder = run / "evaluation"
     predictions = predict_split(loaded, opened, **asked)

@@ -12,7 +12,7 @@ from data.schema import UserError
 from train.checkpoint import CheckpointError, Manifest, fingerprint_model, found, full_tensors, newest, problem
 from train.config import load as load_config
 from train.config_schema import Config
-from train.material import cached_snapshot, find_model, lacks
+from train.material import cached_snapshot, find_model, lacks, shards_folder
 from train.model import Phi3VForCausalLM, Phi3VProcessor
 from train.score.facts import Origin
 
@@ -151,7 +151,7 @@ def _load_checkpoint(run: Path, which: str, dtype: torch.dtype, device: torch.de
             f"{folder} is not the model any more that {run} was trained from (that was {saved.base['path']}); "
             "bring that one back, or work on the machine that has it"
         )
-    shards = ShardManifest.load(Path(config.data.shards))
+    shards = ShardManifest.load(shards_folder(config))
     # Adapters are merged in float32: in bfloat16 the sum would be rounded twice.
     adapted = config.tune.method == "lora"
     model = _from_folder(folder, torch.float32 if adapted else dtype)

@@ -164,7 +164,8 @@ def decode_and_resize(shards: Path, num_crops: int, seconds: float, number: int,
     def resize(content: bytes) -> None:
         picture = open_picture(content)
         place = canvas(picture.width, picture.height, num_crops)
-        picture.convert("RGB").resize((place.resized_width, place.resized_height), Image.Resampling.BILINEAR)
+        picture = picture if picture.mode == "RGB" else picture.convert("RGB")
+        picture.resize((place.resized_width, place.resized_height), Image.Resampling.BILINEAR)
 
     for content in pictures[:10]:
         resize(content)

@@ -25,13 +25,17 @@ TOUCH_S = 60.0
 class ShardCache:
     """Whole shards by name, within a number of bytes. Any number of processes may use one folder."""
 
-    def __init__(self, folder: Path, limit_bytes: int, patience: Patience) -> None:
+    def __init__(
+        self, folder: Path, limit_bytes: int, patience: Patience, dropped: Callable[[str], None] = lambda name: None
+    ) -> None:
         """
         Args:
             folder: made if it is not there.
             limit_bytes: what all files together may take.
             patience: records what happens.
+            dropped: told of a damaged file that was taken away.
         """
+        self._dropped = dropped
         self._folder = folder
         self._limit_bytes = limit_bytes
         self._patience = patience
@@ -47,8 +51,8 @@ class ShardCache:
             return None
         found = os.fstat(descriptor).st_size
         if found != size:
+            self.drop(name, descriptor, f"has {found:,} of {size:,} bytes")
             os.close(descriptor)
-            self.drop(name, f"has {found:,} of {size:,} bytes")
             return None
         self.used(name)
         return descriptor
@@ -62,11 +66,13 @@ class ShardCache:
             with self._refusals(name):
                 os.utime(self._folder / name)
 
-    def drop(self, name: str, why: str) -> None:
-        """Take a damaged file away."""
+    def drop(self, name: str, descriptor: int, why: str) -> None:
+        """Take a damaged file away, unless another one has taken its place already."""
         with self._refusals(name):
-            (self._folder / name).unlink()
-        self._patience.note("cache", str(self._folder / name), f"{why}; taken away and fetched again when needed")
+            if os.path.samestat(os.stat(self._folder / name), os.fstat(descriptor)):
+                (self._folder / name).unlink()
+        self._patience.note("cache", str(self._folder / name), f"{why}; taken away, to be fetched again")
+        self._dropped(name)
 
     def fill(self, name: str, size: int, piece: Callable[[int, int], bytes]) -> bool:
         """Fetch a shard, unless it is here or another process is at it.

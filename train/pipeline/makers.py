@@ -121,11 +121,11 @@ class ProcessMaker:
         if self._prefetched:
             self._send({"prefetch": list(self._prefetched)})
         for job in self._jobs:
-            self._send({"job": job.to_json(), "given_back": []})
+            self._send({"job": job.to_json()})
 
     def submit(self, job: Job) -> Callable[[], Made]:
         self._jobs.append(job)
-        self._send({"job": job.to_json(), "given_back": self._borrower.unused()})
+        self._send({"job": job.to_json()})
         return self._receive
 
     def prefetch(self, shards: Sequence[int]) -> None:

@@ -2,8 +2,8 @@
 
 Shared memory is anonymous memory files whose descriptors go over a Unix socket. They have no name, so nothing is left
 behind when either side is killed, and they do not count against a container's /dev/shm. A worker writes a pack into a
-block, lends it to its rank, and writes into it again once the rank's last array in it is gone: pages that the kernel
-has handed out once are many times quicker to write to than new ones.
+block, lends it to its rank, and writes into it again once the rank's last array in it is gone, which the block's first
+byte says: pages that the kernel has handed out once are many times quicker to write to than new ones.
 """
 
 import json
@@ -12,8 +12,7 @@ import os
 import socket
 import struct
 import weakref
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +24,8 @@ Bytes = NDArray[np.uint8]
 _LENGTH = struct.Struct("<Q")
 _LOAN = struct.Struct("<QQQQ")  # number of the block, bytes of it that are mapped, where its text begins, its bytes
 ALIGNMENT = 64
+HEAD = ALIGNMENT  # bytes of a block before its arrays; the first says whether the rank looks at them
+LENT, RETURNED = 1, 0
 MEBIBYTE = 2**20
 
 
@@ -118,7 +119,7 @@ class Lender:
     def __init__(self, end: socket.socket) -> None:
         self._end = end
         self._free: list[Block] = []
-        self._lent: dict[int, Block] = {}
+        self._lent: list[Block] = []
         self._shown: set[int] = set()
         """Blocks whose descriptors the rank has."""
         self._taken: Block | None = None
@@ -130,8 +131,12 @@ class Lender:
         """At least `size` bytes of memory for the next loan; what was taken before it and not lent is taken anew."""
         if self._taken:
             self._free.append(self._taken)
+        returned = [block for block in self._lent if block.memory[0] == RETURNED]
+        self._lent = [block for block in self._lent if block not in returned]
+        self._free += returned
         self._largest = max(self._largest, size)
-        found = next((block for block in self._free if len(block.memory) >= size), None)
+        # The one used last: parts of it may still be in the processor's cache.
+        found = next((block for block in reversed(self._free) if len(block.memory) >= HEAD + size), None)
         if found:
             self._free.remove(found)
         else:
@@ -140,7 +145,7 @@ class Lender:
                 self._drop(self._free.pop(0))
             found = self._make(self._largest)
         self._taken = found
-        return np.frombuffer(found.memory, np.uint8)
+        return np.frombuffer(found.memory, np.uint8)[HEAD:]
 
     def lend(self, text: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
         """Hand over plain values, and arrays that lie in the memory taken.
@@ -152,24 +157,21 @@ class Lender:
         self._taken = None
         start = _address(np.frombuffer(block.memory, np.uint8))
         places = {
-            name: (array.dtype.str, array.shape, _address(array) - start if array.size else 0)
+            name: (array.dtype.str, array.shape, _address(array) - start if array.size else HEAD)
             for name, array in arrays.items()
         }
-        end = max((at + arrays[name].nbytes for name, (_, _, at) in places.items()), default=0)
+        end = max((at + arrays[name].nbytes for name, (_, _, at) in places.items()), default=HEAD)
         content = json.dumps({"text": text, "arrays": places, "dropped": self._dropped}, ensure_ascii=False).encode()
         self._dropped = []
         _write(block.descriptor, content, end)
+        block.memory[0] = LENT
         header = _LOAN.pack(block.number, len(block.memory), end, len(content))
         socket.send_fds(self._end, [header], [] if block.number in self._shown else [block.descriptor])
         self._shown.add(block.number)
-        self._lent[block.number] = block
-
-    def give_back(self, numbers: Sequence[int]) -> None:
-        """Take lent blocks back."""
-        self._free += [self._lent.pop(number) for number in numbers]
+        self._lent.append(block)
 
     def _make(self, size: int) -> Block:
-        size = -(-max(size, 1) // MEBIBYTE) * MEBIBYTE
+        size = -(-(HEAD + size) // MEBIBYTE) * MEBIBYTE
         descriptor = os.memfd_create("packs", os.MFD_CLOEXEC)
         os.ftruncate(descriptor, size)
         self._made += 1
@@ -182,12 +184,11 @@ class Lender:
 
 
 class Borrower:
-    """The rank's side: receives loans and notes which of them are no longer looked at."""
+    """The rank's side: receives loans, and gives each back when it is no longer looked at."""
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
         self._blocks: dict[int, Block] = {}
-        self._unused: deque[int] = deque()
 
     def receive(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Wait for a loan: plain values, and arrays in shared memory that may be written to.
@@ -207,19 +208,12 @@ class Borrower:
             self._blocks.pop(dropped).close()
         # All arrays have this one as their base; it goes with the last of them.
         whole = np.frombuffer(block.memory, np.uint8)
-        weakref.finalize(whole, self._unused.append, number).atexit = False
+        weakref.finalize(whole, block.memory.__setitem__, 0, RETURNED).atexit = False
         arrays = {
             name: whole[at : at + int(np.prod(shape)) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
             for name, (dtype, shape, at) in content["arrays"].items()
         }
         return content["text"], arrays
-
-    def unused(self) -> list[int]:
-        """Numbers of the blocks to be given back; each is told once."""
-        numbers = []
-        while self._unused:
-            numbers.append(self._unused.popleft())
-        return numbers
 
     def close(self) -> None:
         """Forget all blocks; arrays that are still looked at stay as they are."""

@@ -1,6 +1,8 @@
 """Samples by their index entries, wherever their shards are, each checked against its hash."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
 
 from data.index import IndexEntry
 from data.schema import Sample
@@ -10,6 +12,8 @@ from train.pipeline.events import Event
 from train.pipeline.patience import Patience
 from train.pipeline.remote import RemoteShards, origin
 from train.pipeline.storage import Gone, LocalShards, Shards, Storage
+
+TEXTS_AT_ONCE = 64
 
 
 class ShardReader:
@@ -60,18 +64,35 @@ class ShardReader:
             ReadError: the shards cannot be read at all.
         """
         path = self._corpus.shard_paths[entry.shard]
+        try:
+            return parse_sample(self._content(entry), entry, path)
+        except ShardError:
+            again = self._sets[self._set_of[entry.shard]].read_again(path.name, entry)
+            if again is None:
+                raise
+        return parse_sample(again, entry, path)
+
+    def _content(self, entry: IndexEntry) -> bytes:
+        path = self._corpus.shard_paths[entry.shard]
         shards = self._sets[self._set_of[entry.shard]]
         try:
-            content = shards.read(path.name, entry)
-            try:
-                return parse_sample(content, entry, path)
-            except ShardError:
-                again = shards.read_again(path.name, entry)
-                if again is None:
-                    raise
-            return parse_sample(again, entry, path)
+            return shards.read(path.name, entry)
         except Gone as error:
             raise ShardError(path, entry.key, entry.offset, str(error)) from error
+
+    def texts(self, entries: Iterable[IndexEntry]) -> Iterator[bytes]:
+        """The JSON of samples as it stands in the shards, unchecked, in the order given.
+
+        Raises:
+            ShardError: it is not there.
+            ReadError: the shards cannot be read at all.
+        """
+        waiting = iter(entries)
+        while some := list(islice(waiting, TEXTS_AT_ONCE)):
+            parts = [replace(entry, offset=entry.members[0].offset, length=entry.members[0].size) for entry in some]
+            self.expect(parts)
+            for part in parts:
+                yield self._content(part)
 
     def take_events(self) -> list[Event]:
         """What happened since the last call that a person should know of."""

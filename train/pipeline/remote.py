@@ -151,7 +151,11 @@ class RemoteShards:
     def __init__(self, url: str, folder: Path, storage: Storage, patience: Patience, max_open: int) -> None:
         self._files = RemoteFiles(url, patience)
         self._shards = {one["name"]: one for one in Manifest.load(folder.parent).shards[folder.name]}
-        self._cache = ShardCache(Path(storage.cache or default_cache()), storage.cache_bytes, patience)
+        self._names = {f"{one['sha256']}.tar": name for name, one in self._shards.items()}
+        cache = Path(storage.cache or default_cache())
+        self._cache = ShardCache(
+            cache, storage.cache_bytes, patience, lambda cached: self.prefetch([self._names[cached]])
+        )
         self._patience = patience
         self._max_open = max_open
         self._open: OrderedDict[str, int] = OrderedDict()
@@ -184,11 +188,15 @@ class RemoteShards:
     def read_again(self, name: str, entry: IndexEntry) -> bytes | None:
         """From its origin, once more: the cache's file is taken away, and a transfer may have gone wrong."""
         if name in self._open:
-            os.close(self._open.pop(name))
-            self._cache.drop(self._cached(name), f"is not as written at byte {entry.offset:,} (sample {entry.key!r})")
+            descriptor = self._open.pop(name)
+            why = f"is not as written at byte {entry.offset:,} (sample {entry.key!r})"
+            self._cache.drop(self._cached(name), descriptor, why)
+            os.close(descriptor)
         begun = time.perf_counter()
         try:
             return self._range(name, entry)
+        except Gone:
+            return None
         finally:
             self.waited_s += time.perf_counter() - begun
 

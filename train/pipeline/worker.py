@@ -17,8 +17,8 @@ from train.pipeline.passing import Lender, receive
 def serve(end: socket.socket) -> None:
     """Make packs until the other side closes, which also happens when the rank is killed.
 
-    The first request is the settings. Each further one names shards to be fetched ahead, or has a job and the numbers
-    of blocks that are given back; a job is answered by a loan: the pack, or {"error": text, "trace": text or None}.
+    The first request is the settings. Each further one names shards to be fetched ahead or has a job; a job is answered
+    by a loan: the pack, or {"error": text, "trace": text or None}.
     """
     lender = Lender(end)
     maker: PackMaker | None = None
@@ -36,7 +36,6 @@ def serve(end: socket.socket) -> None:
                 if maker:
                     maker.prefetch(request["prefetch"])
                 continue
-            lender.give_back(request["given_back"])
             try:
                 if maker is None:
                     assert problem is not None, "a job came before the settings"

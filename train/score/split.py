@@ -1,6 +1,5 @@
 """A split of a folder of shards as scoring sees it: samples, what is true of each, whose picture goes where."""
 
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -10,7 +9,9 @@ from numpy.typing import NDArray
 from data.index import Index, IndexEntry
 from data.manifest import Manifest
 from data.schema import Sample, SampleError, UserError
-from data.shards import ShardError, read_sample
+from data.shards import ShardError
+from train.pipeline.corpus import Corpus, ShardSet
+from train.pipeline.read import ShardReader
 from train.score.fields import AnswerParser
 from train.score.scores import Truth
 
@@ -44,15 +45,17 @@ class Split:
         self.name = name
         self.index = Index.open(self.shards / name / "index.arrow")
         self.parser = AnswerParser(self.manifest.answer_template, self.manifest.fields)
-        self._paths = [self.shards / name / shard["name"] for shard in self.manifest.shards[name]]
+        names = tuple(shard["name"] for shard in self.manifest.shards[name])
+        own = ShardSet(folder=self.shards / name, shard_names=names, samples=len(self.index))
+        self._corpus = Corpus([own], [self.index])
+        self._reader = ShardReader(self._corpus)
 
     def __len__(self) -> int:
         return len(self.index)
 
     def read(self, number: int) -> tuple[Sample, list[bytes]]:
         """One sample and its pictures as stored; raises ShardError where the shard is damaged."""
-        entry = self.index.entry(number)
-        return read_sample(self._paths[entry.shard], entry)
+        return self._reader.read(self.index.entry(number))
 
     def truths(self, numbers: Iterable[int] | None = None) -> Iterator[Truth]:
         """What is true of the samples, all of them or those with the given numbers; no picture is read."""
@@ -65,14 +68,12 @@ class Split:
 
     def _read_text(self, entry: IndexEntry) -> Sample:
         """A sample without its pictures."""
-        path, member = self._paths[entry.shard], entry.members[0]
+        (text,) = self._reader.texts([entry])
         try:
-            with path.open("rb") as tar:
-                return Sample.from_json(os.pread(tar.fileno(), member.size, member.offset), entry.key)
-        except OSError as error:
-            raise ShardError(path, entry.key, member.offset, f"cannot be read ({error.strerror})") from error
+            return Sample.from_json(text, entry.key)
         except SampleError as error:
-            raise ShardError(path, entry.key, member.offset, str(error)) from error
+            path = self._corpus.shard_paths[entry.shard]
+            raise ShardError(path, entry.key, entry.members[0].offset, str(error)) from error
 
 
 def exchanged_pictures(counts: NDArray[np.int64], groups: list[str], seed: int = 0) -> list[list[tuple[int, int]]]:
