@@ -11,7 +11,7 @@ import fcntl
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -36,7 +36,7 @@ from data.schema import UserError
 from data.sources import open_source
 from data.split import make_plan
 from data.tokens import Tokens
-from data.whole import whole_file
+from data.whole import whole_file, write_whole
 from data.workers import worker_pool
 from data.write import write_shards
 
@@ -161,7 +161,16 @@ def _split(settings: BuildSettings, mapping: Mapping, ledger: Ledger, outcome: O
             progress("split", "rows", summary.rows) as report,
             RejectedRows(folder / ".rejected.part") as rejected,
         ):
-            plan = make_plan(ledger, summary.parts, mapping, settings.size, settings.near_duplicates, rejected, report)
+            plan = make_plan(
+                ledger,
+                summary.parts,
+                mapping,
+                settings.size,
+                settings.near_duplicates,
+                _breaks(settings, mapping, summary),
+                rejected,
+                report,
+            )
             (settings.output / "manifest.json").unlink(missing_ok=True)
             with whole_file(rejected_path) as stream:
                 stream.writelines(rejected.lines())
@@ -169,6 +178,26 @@ def _split(settings: BuildSettings, mapping: Mapping, ledger: Ledger, outcome: O
         outcome.changed = True
     outcome.plan = plan
     _check_rejected(plan, summary, settings)
+
+
+def _breaks(settings: BuildSettings, mapping: Mapping, summary: Summary) -> list[int]:
+    """Rows at which new shards start: where the catalogue ended at each whole build of this folder so far.
+
+    So rows that are added to it touch no shard, not even one that is not full. Kept in a file, as the manifest that
+    says so goes before the new one comes.
+    """
+    path = settings.output / "downloads" / "plan" / "breaks.json"
+    record = _build_record(settings, mapping, summary)
+    try:
+        old = Manifest.load(settings.output).build
+    except ManifestError:
+        breaks = json.loads(path.read_bytes()) if path.is_file() else []
+    else:
+        same = all(old.get(name) == record[name] for name in record if name not in ("rows", "breaks"))
+        breaks = [*old["breaks"], old["rows"]] if same else []
+    breaks = [row for row in breaks if row < summary.rows]
+    write_whole(path, json.dumps(breaks).encode())
+    return breaks
 
 
 def _plan_settings(settings: BuildSettings, mapping: Mapping, summary: Summary) -> str:
@@ -222,7 +251,7 @@ def _write(settings: BuildSettings, mapping: Mapping, ledger: Ledger, pool: Exec
             for split in plan.splits
         },
         split_rule=mapping.split.model_dump(exclude_none=True),
-        build=_build_record(settings, mapping, summary),
+        build=_build_record(settings, mapping, summary, plan.breaks),
         chat_template={"name": mapping.chat_template, "template": template},
         answer_template=mapping.answer_template,
         question=mapping.question,
@@ -242,12 +271,15 @@ def _write(settings: BuildSettings, mapping: Mapping, ledger: Ledger, pool: Exec
     outcome.manifest = manifest
 
 
-def _build_record(settings: BuildSettings, mapping: Mapping, summary: Summary) -> dict[str, Any]:
+def _build_record(
+    settings: BuildSettings, mapping: Mapping, summary: Summary, breaks: Sequence[int] = ()
+) -> dict[str, Any]:
     """What gives the same bytes from the same rows; no path of this machine, no number of workers."""
     return {
         "mapping": mapping.model_dump(exclude_none=True),
         "source": summary.source,
         "rows": summary.rows,
+        "breaks": list(breaks),
         "shard_samples": settings.size.samples,
         "shard_bytes": settings.size.bytes,
         "near_duplicates": settings.near_duplicates,

@@ -64,6 +64,9 @@ class Plan:
     straddling: int
     """Rows whose group stands in several splits because a column of the catalogue decides."""
 
+    breaks: tuple[int, ...] = ()
+    """Rows at which new shards start."""
+
     @property
     def fingerprints(self) -> dict[str, list[str]]:
         """Split → its shards' fingerprints."""
@@ -85,6 +88,7 @@ def save_plan(folder: Path, plan: Plan, settings: str) -> None:
         "rejected": plan.rejected,
         "leaks_prevented": plan.leaks_prevented,
         "straddling": plan.straddling,
+        "breaks": plan.breaks,
         "splits": {split: [asdict(shard) for shard in one.shards] for split, one in plan.splits.items()},
     }
     write_whole(folder / "plan.json", json.dumps(record, indent=1).encode())
@@ -116,4 +120,5 @@ def load_plan(folder: Path, settings: str) -> Plan:
         rejected=record["rejected"],
         leaks_prevented=record["leaks_prevented"],
         straddling=record["straddling"],
+        breaks=tuple(record["breaks"]),
     )

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -56,13 +56,15 @@ def make_plan(
     mapping: Mapping,
     size: ShardSize,
     distance: float,
+    breaks: Sequence[int],
     rejected: RejectedRows,
     report: Callable[[int], None],
 ) -> Plan:
     """Decide over every row of a complete ledger; a pure function of the ledger and the settings.
 
     Arguments: the ledger and its number of parts; the mapping; where shards end; up to which distance pictures are
-    near duplicates (data/near.py), 0 for none; takes the rows that are in no shard; told how many more rows are done.
+    near duplicates (data/near.py), 0 for none; rows at which new shards start, in every split; takes the rows that
+    are in no shard; told how many more rows are done.
     """
     looks = ledger.downloads / "plan" / ".looks.part"
     looks.parent.mkdir(parents=True, exist_ok=True)
@@ -111,11 +113,19 @@ def make_plan(
     for code in sorted(set(codes.tolist()), key=lambda code: split_names[code]):
         places = np.flatnonzero(codes == code)
         own_keys = keys.take(pa.array(places))
-        shards = _cut(split_names[code], sizes[places], digests[places], own_keys, size)
+        ages = np.searchsorted(np.array(breaks, np.int64), numbers[places], side="right")
+        shards = _cut(split_names[code], sizes[places], digests[places], own_keys, ages, size)
         splits[split_names[code]] = SplitPlan(
             rows=numbers[places], keys=own_keys, groups=groups.take(pa.array(places)), shards=tuple(shards)
         )
-    return Plan(rows=rows, splits=splits, rejected=rejected.reasons, leaks_prevented=leaks, straddling=straddling)
+    return Plan(
+        rows=rows,
+        splits=splits,
+        rejected=rejected.reasons,
+        leaks_prevented=leaks,
+        straddling=straddling,
+        breaks=tuple(breaks),
+    )
 
 
 def _map_records(records: list[Record], mapping: Mapping, kept: _Kept, looks: BinaryIO, rejected: RejectedRows) -> None:
@@ -210,12 +220,14 @@ def unique_keys(keys: pa.Array, numbers: Ints) -> pa.Array:
     return pc.replace_with_mask(keys, pa.array(repeated), pa.array(renamed, keys.type))
 
 
-def _cut(split: str, sizes: Ints, digests: NDArray[np.uint8], keys: pa.Array, size: ShardSize) -> Iterator[ShardPlan]:
-    """Cut a split's rows into shards."""
+def _cut(
+    split: str, sizes: Ints, digests: NDArray[np.uint8], keys: pa.Array, ages: Ints, size: ShardSize
+) -> Iterator[ShardPlan]:
+    """Cut a split's rows into shards; a shard holds rows of one age alone."""
     first = held = number = 0
     for place, row_bytes in enumerate([*sizes.tolist(), None]):
         full = place - first == size.samples or (
-            row_bytes is not None and place > first and held + row_bytes > size.bytes
+            row_bytes is not None and place > first and (held + row_bytes > size.bytes or ages[place] != ages[first])
         )
         if full or row_bytes is None:
             hasher = hashlib.sha256(digests[first:place].tobytes())

@@ -7,7 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
+from random import Random
 
 import pytest
 import webdataset
@@ -124,19 +128,76 @@ def test_killed_and_started_again_it_makes_the_same_and_leaves_no_process(
 ) -> None:
     out = sample.parent / "killed"
     arguments = ("--preset", "burberry", "--source", sample, "--output", out)
-    for pause in (0.6, 1.2, 2.0):
+    for pause, kill in ((0.6, os.kill), (1.5, os.killpg), (2.0, os.kill), (2.5, os.killpg)):
         process = subprocess.Popen(
-            command(root, *arguments), cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+            command(root, *arguments), cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
         time.sleep(pause)
         family = children(process.pid)
-        os.kill(process.pid, signal.SIGKILL)
+        kill(process.pid, signal.SIGKILL)
         process.wait()
         deadline = time.monotonic() + 20
         while any(alive(pid) for pid in family):
             assert time.monotonic() < deadline, "workers outlive the program"
             time.sleep(0.1)
     done = run(root, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert contents(out) == contents(shards)
+
+
+def killed(root: Path, out: Path, step: str, pauses: Iterator[float], *arguments: object) -> int:
+    """Run a step, killing its whole process group after each pause, until it ends by itself. Returns the kills."""
+    for kills in count():
+        log = out.with_name("log")
+        with log.open("wb") as stream:
+            process = subprocess.Popen(
+                command(root, *arguments, "--only", step, "--output", out),
+                cwd=root, stdout=stream, stderr=stream, start_new_session=True,
+            )  # fmt: skip
+            try:
+                assert process.wait(next(pauses)) == 0, log.read_text()
+                return kills
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    raise AssertionError("a step ends at some time")
+
+
+def disturbed(root: Path, sample: Path, folder: Path, expected: dict[str, str], kills: int, workers: int) -> None:
+    """Build again and again with kills at random moments of each step, until each has had its number of them."""
+    random, done = Random(workers), Counter[str]()
+    arguments = ("--preset", "burberry", "--source", sample, "--workers", workers)
+    for number in count():
+        out, before = folder / f"killed-{number}", done.copy()
+        for step in ("fetch", "split", "write"):
+            # Most of a second goes by before a step does anything; pauses that grow let the last run through.
+            left = kills - done[step]
+            pauses = (random.uniform(0.5, 1.2 + 0.3 * n) if n < left else 300.0 for n in count())
+            done[step] += killed(root, out, step, pauses, *arguments)
+        assert contents(out) == expected
+        if min(done.values()) >= kills:
+            return
+        assert done != before, "no kill met a step at work"
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(5400)
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_fifty_kills_in_each_step(root: Path, sample: Path, shards: Path, tmp_path: Path, workers: int) -> None:
+    disturbed(root, sample, tmp_path, contents(shards), kills=50, workers=workers)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_three_machines_that_are_killed_make_the_same(root: Path, sample: Path, shards: Path, tmp_path: Path) -> None:
+    random, out = Random(3), tmp_path / "out"
+    for step in ("fetch", "split", "write"):
+        shares = [("--join",)] if step == "split" else [("--part", f"{number}/3") for number in (1, 2, 3)]
+        for share in shares:
+            pauses = (random.uniform(0.5, 3) if n < 10 else 300.0 for n in count())
+            killed(root, out, step, pauses, "--preset", "burberry", "--source", sample, *share)
+    done = run(root, "--preset", "burberry", "--source", sample, "--output", out, "--join")
     assert done.returncode == 0, done.stderr
     assert contents(out) == contents(shards)
 

@@ -16,6 +16,7 @@ from data.build import Outcome, build, main
 from data.build_options import BuildSettings, parse
 from data.index import Index
 from data.manifest import Manifest
+from data.parts import Part
 from data.plan import ShardSize
 from data.schema import UserError
 from data.shards import iter_samples
@@ -199,14 +200,59 @@ def test_only_the_shards_of_changed_rows_are_written_again(catalogue: Catalogue)
     assert contents(catalogue.folder / "fresh") == after
 
 
-def test_a_mended_picture_and_appended_rows_are_taken_in(catalogue: Catalogue) -> None:
+def test_a_mended_picture_is_taken_in(catalogue: Catalogue) -> None:
     catalogue.build()
     (catalogue.folder / "pictures" / "4.jpg").write_bytes(jpeg(4))
-    catalogue.rows += [row | {"id": f"new-{n}", "title": f"new {n}"} for n, row in enumerate(catalogue.rows[20:25])]
-    catalogue.save()
     catalogue.build()
     catalogue.build("fresh")
     assert contents(catalogue.folder / "out") == contents(catalogue.folder / "fresh")
+
+
+def test_rows_that_are_added_make_new_shards_and_touch_none(catalogue: Catalogue) -> None:
+    rows, out = catalogue.rows, catalogue.folder / "out"
+    before: dict[str, int] = {}
+    for end in (33, 51, 60):
+        catalogue.rows = rows[:end]
+        catalogue.save()
+        assert catalogue.build().shards_written > 0
+        tars = {name: time for name, time in times(out).items() if name.endswith(".tar")}
+        assert before.items() < tars.items()
+        before = tars
+    assert Manifest.load(out).build["breaks"] == [33, 51]
+    assert verify([str(out)]) == 0
+    assert not catalogue.build().changed
+    catalogue.build("out", size=ShardSize(samples=11))
+    assert Manifest.load(out).build["breaks"] == []
+
+
+def test_an_added_row_that_is_lost_to_a_kill_keeps_the_old_shards(catalogue: Catalogue) -> None:
+    rows, out = catalogue.rows, catalogue.folder / "out"
+    catalogue.rows = rows[:33]
+    catalogue.save()
+    catalogue.build()
+    before = times(out)
+    catalogue.rows = rows
+    catalogue.save()
+    catalogue.build(steps=("fetch",))
+    catalogue.build(steps=("split",))
+    (out / "downloads" / "plan" / "plan.json").unlink()  # as if killed before the plan was whole
+    catalogue.build()
+    assert {name: time for name, time in before.items() if name.endswith(".tar")}.items() < times(out).items()
+
+
+def test_machines_that_divide_the_steps_make_the_same(catalogue: Catalogue) -> None:
+    catalogue.build("whole", size=ShardSize(samples=5))
+    size, shares = ShardSize(samples=5), [Part(number, 3) for number in (2, 3, 1)]
+    for share in shares:
+        with pytest.raises(UserError, match=rf"--part .*{shares[-1].number}/3" if share.number != 2 else "no finished"):
+            catalogue.build(join=share.number != 2, steps=("split",), size=size)
+        catalogue.build(part=share, steps=("fetch",), size=size)
+    catalogue.build(join=True, steps=("split",), size=size)
+    for share in shares:
+        assert catalogue.build(part=share, steps=("write",), size=size).shards_written > 0
+        assert not (catalogue.folder / "out" / "manifest.json").exists()
+    assert catalogue.build(join=True, steps=("split", "write"), size=size).shards_written == 0
+    assert contents(catalogue.folder / "out") == contents(catalogue.folder / "whole")
 
 
 def test_a_shorter_catalogue_leaves_nothing_of_the_longer(catalogue: Catalogue) -> None:

@@ -37,7 +37,11 @@ def record(row: int, product: str, picture: int, **changes: Any) -> Record:
 
 
 def plan_of(
-    folder: Path, records: list[Record], size: ShardSize | None = None, **changes: Any
+    folder: Path,
+    records: list[Record],
+    size: ShardSize | None = None,
+    breaks: tuple[int, ...] = (),
+    **changes: Any,
 ) -> tuple[Plan, list[Rejected]]:
     ledger = Ledger(folder)
     ledger.folder.mkdir(parents=True, exist_ok=True)
@@ -52,9 +56,17 @@ def plan_of(
         "answer": "{title}",
         "split": {"fractions": FRACTIONS},
     }
+    size = size or ShardSize()
     with RejectedRows(folder / "rejected") as found:
         plan = make_plan(
-            ledger, parts, make_mapping(mapping | changes, "test"), size or ShardSize(), DISTANCE, found, lambda _: None
+            ledger,
+            parts,
+            make_mapping(mapping | changes, "test"),
+            size or ShardSize(),
+            DISTANCE,
+            breaks,
+            found,
+            lambda _: None,
         )
         lines = [json.loads(line) for line in found.lines()]
     return plan, [Rejected(number=line.pop("row"), **line) for line in lines]
@@ -169,6 +181,12 @@ def test_shards_end_at_their_number_of_samples_or_bytes(tmp_path: Path, size: Sh
     shards = plan.splits["train"].shards
     assert [shard.last - shard.first for shard in shards] == lengths
     assert [shard.number for shard in shards] == list(range(len(lengths)))
+
+
+def test_a_break_starts_new_shards(tmp_path: Path) -> None:
+    records = [record(row, f"p{row}", row) for row in range(10)]
+    plan, _ = plan_of(tmp_path, records, ShardSize(samples=4), (6, 7), split={"fractions": {"train": 1.0}})
+    assert [(shard.first, shard.last) for shard in plan.splits["train"].shards] == [(0, 4), (4, 6), (6, 7), (7, 10)]
 
 
 def test_only_shards_with_changed_rows_change_their_fingerprint(tmp_path: Path) -> None:
