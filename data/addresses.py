@@ -51,7 +51,7 @@ class CheckedResolver(AbstractResolver):
             task = self._known[host, port] = asyncio.ensure_future(self._resolve(host, port))
             while len(self._known) > KEPT_HOSTS:
                 self._known.pop(next(iter(self._known)))
-        return await asyncio.shield(task)
+        return task.result() if task.done() else await asyncio.shield(task)
 
     async def _resolve(self, host: str, port: int) -> list[ResolveResult]:
         addresses = []

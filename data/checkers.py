@@ -1,9 +1,9 @@
 """Files that have come → checked by the pool, as many at once as have come together, and remembered before they go."""
 
 import asyncio
+import os
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from data.checking import CheckJob, Failure, check_files
 from data.download import Visit
@@ -59,7 +59,7 @@ class Checkers:
             self._store.commit()
             for one, outcome in zip(batch, outcomes, strict=True):
                 if one.job.ours:
-                    Path(one.job.path).unlink(missing_ok=True)
+                    os.unlink(one.job.path)
                 if not one.outcome.done():
                     one.outcome.set_result(outcome)
 

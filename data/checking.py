@@ -45,14 +45,13 @@ def check_files(jobs: list[CheckJob]) -> list[Found | Failure]:
 
 
 def _check_file(job: CheckJob) -> Found | Failure:
-    path = Path(job.path)
     try:
-        status = path.stat()
+        status = os.stat(job.path)
         if not stat.S_ISREG(status.st_mode):
             return Failure(reason="not-a-file", detail=f"{job.url[:500]} is not a plain file")
         if status.st_size > job.max_bytes:
             return Failure(reason="too-large", detail=f"{job.url[:500]}: {status.st_size:,} bytes")
-        data = path.read_bytes()
+        data = Path(job.path).read_bytes()
     except FileNotFoundError:
         return Failure(reason="missing-file", detail=f"{job.url[:500]} is not there")
     except (OSError, ValueError) as error:
@@ -65,7 +64,7 @@ def _check_file(job: CheckJob) -> Found | Failure:
     place, mtime_ns = job.path, status.st_mtime_ns
     if job.ours or picture.data is not data:
         place, mtime_ns = f"pictures/{picture.sha256[:2]}/{picture.sha256}.{picture.format}", 0
-        _keep(Path(job.downloads) / place, picture.data, path if job.ours and picture.data is data else None)
+        _keep(Path(job.downloads) / place, picture.data, Path(job.path) if job.ours and picture.data is data else None)
     return Found(
         url=job.url,
         place=place,

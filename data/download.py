@@ -5,7 +5,6 @@ import os
 import random
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 from time import time
 
 import aiohttp
@@ -82,7 +81,7 @@ class Downloader:
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
-    async def fetch(self, text: str, path: Path, visit: Visit) -> None:
+    async def fetch(self, text: str, path: str, visit: Visit) -> None:
         """Download a URL into a file, which is there in whole when this returns, and removed if it raises.
 
         `visit` is filled in.
@@ -120,16 +119,16 @@ class Downloader:
         if visit is not None:
             visit.robots = verdict
 
-    async def _with_attempts(self, url: URL, host: Host, path: Path, visit: Visit) -> None:
+    async def _with_attempts(self, url: URL, host: Host, path: str, visit: Visit) -> None:
         limits, now = self._limits, asyncio.get_running_loop().time
         end: float | None = None
         failure: DownloadError | None = None
         for attempt in range(1, limits.attempts + 1):
-            async with host.turn(), self._slots:
+            waiting = now()
+            async with host, self._slots:
                 host.check()
-                end = end or now() + limits.deadline_s
-                if failure is not None and now() >= end:
-                    break
+                # Waiting for one's turn is not held against a URL.
+                end = now() + limits.deadline_s if end is None else end + now() - waiting
                 visit.attempts = attempt
                 try:
                     async with asyncio.timeout_at(min(now() + limits.timeout_s, end)):
@@ -154,7 +153,7 @@ class Downloader:
         assert failure is not None
         raise failure
 
-    async def _follow(self, url: URL, host: Host, path: Path, visit: Visit) -> None:
+    async def _follow(self, url: URL, host: Host, path: str, visit: Visit) -> None:
         for _ in range(self._limits.max_redirects + 1):
             async with self._session.get(url, allow_redirects=False) as response:
                 target = response.headers.get("Location")
@@ -165,11 +164,11 @@ class Downloader:
             other = self._hosts.of(url.raw_host or "")
             await self._permit(url, other, visit)
             if other is not host:
-                await asyncio.sleep(other.reserve())
+                await asyncio.sleep(max(other.reserve(), 0.0))
                 host = other
         raise DownloadError("redirects", f"more than {self._limits.max_redirects}, the last one to {str(url)[:200]}")
 
-    async def _receive(self, response: aiohttp.ClientResponse, path: Path, visit: Visit) -> None:
+    async def _receive(self, response: aiohttp.ClientResponse, path: str, visit: Visit) -> None:
         if response.status != 200:
             raise _refusal(response)
         wish = forbids_training(response.headers.getall("X-Robots-Tag", ()))
@@ -183,10 +182,11 @@ class Downloader:
             raise self._too_large(f"{response.content_length:,} bytes announced")
         await self._save(response, path)
 
-    async def _save(self, response: aiohttp.ClientResponse, path: Path) -> None:
+    async def _save(self, response: aiohttp.ClientResponse, path: str) -> None:
         held, held_bytes, received, checked = list[bytes](), 0, 0, False
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         try:
-            with path.open("wb", buffering=0) as stream:
+            try:
                 async for chunk in response.content.iter_any():
                     held.append(chunk)
                     held_bytes += len(chunk)
@@ -197,11 +197,13 @@ class Downloader:
                         _check_head(b"".join(held))
                         checked = True
                     if held_bytes >= HELD_BYTES:
-                        _write(stream.fileno(), held)
+                        _write(descriptor, held)
                         held, held_bytes = [], 0
-                _write(stream.fileno(), held)
+                _write(descriptor, held)
+            finally:
+                os.close(descriptor)
         except BaseException:
-            path.unlink(missing_ok=True)
+            os.unlink(path)
             raise
 
     def _too_large(self, what: str) -> DownloadError:
@@ -213,7 +215,7 @@ class Downloader:
         answer, failure = Answer(0, ""), DownloadError("timeout", "")
         for attempt in range(1, limits.attempts + 1):
             host = self._hosts.of(url.raw_host or "")
-            async with host.turn(), self._slots:
+            async with host, self._slots:
                 try:
                     async with asyncio.timeout(limits.timeout_s):
                         answer = await self._robots_text(origin)

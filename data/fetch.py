@@ -228,9 +228,12 @@ class _Fetch:
             self._counts.parts_written += 1
 
     async def _row(self, row: Pending) -> None:
-        async with asyncio.TaskGroup() as group:
-            for place, one in enumerate(row.pictures):
-                if isinstance(one, Open):
+        left = [(place, one) for place, one in enumerate(row.pictures) if isinstance(one, Open)]
+        if len(left) == 1:
+            await self._settle(row, *left[0])
+        else:
+            async with asyncio.TaskGroup() as group:
+                for place, one in left:
                     group.create_task(self._settle(row, place, one))
         self._done(row)
 
@@ -303,7 +306,7 @@ class _Fetch:
                 self._store.put(outcome)
                 return outcome
             path = self._incoming.keep(ask.url, visit)
-        job = replace(self._job, url=ask.url, path=str(path), attempts=visit.attempts)
+        job = replace(self._job, url=ask.url, path=path, attempts=visit.attempts)
         return await self._checkers.check(job, ask.asked, visit)
 
 

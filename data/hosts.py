@@ -2,8 +2,6 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 from data.failures import DownloadError
 
@@ -31,26 +29,36 @@ class Host:
         """Whether nothing would be lost by forgetting this host."""
         return not self._users and not self._failed_in_a_row and max(self._next, self._held_until) < _now()
 
-    @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
+    async def __aenter__(self) -> None:
         """Wait until the host may be asked, and keep one of its connections for the block."""
         self._users += 1
         try:
-            async with self._slots:
-                await asyncio.sleep(self.reserve())
-                while (pause := self._held_until - _now()) > 0:
-                    await asyncio.sleep(pause)
-                yield
-        finally:
+            await self._slots.acquire()
+        except BaseException:
             self._users -= 1
+            raise
+        try:
+            pause = self.reserve()
+            while pause > 0:
+                await asyncio.sleep(pause)
+                pause = self._held_until - _now()
+        except BaseException:
+            await self.__aexit__()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._slots.release()
+        self._users -= 1
 
     def reserve(self) -> float:
-        """Take the next token; returns the seconds until it is there."""
-        if not self._interval_s:
-            return 0.0
+        """Take the next token; returns the seconds until it is there and the host is not held, negative if they are."""
         now = _now()
-        self._next = max(self._next, now - self._burst_s) + self._interval_s
-        return max(self._next - self._interval_s - now, 0.0)
+        pause = self._held_until - now
+        if self._interval_s:
+            turn = max(self._next, now - self._burst_s)
+            self._next = turn + self._interval_s
+            pause = max(pause, turn - now)
+        return pause
 
     def hold(self, seconds: float) -> None:
         """Ask nothing for so long: the host said so."""

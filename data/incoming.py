@@ -1,5 +1,6 @@
 """Downloads that wait to be checked: files named by their URL, so that a fetch that was killed finds them again."""
 
+import os
 from pathlib import Path
 
 import xxhash
@@ -21,23 +22,26 @@ class Incoming:
             else:
                 path.unlink()
 
-    def beside(self, url: str) -> Path:
+    def beside(self, url: str) -> str:
         """Where a URL's bytes are written as they come."""
-        return self.folder / f"{_name(url)}.part"
+        return f"{self.folder}/{_name(url)}.part"
 
-    def keep(self, url: str, visit: Visit) -> Path:
+    def keep(self, url: str, visit: Visit) -> str:
         """Declare what lies at `beside` whole; returns where it is now."""
-        path = self.folder / f"{_name(url)}.{visit.attempts}.{visit.robots}"
-        self.beside(url).rename(path)
+        path = f"{self.folder}/{_name(url)}.{visit.attempts}.{visit.robots}"
+        os.rename(self.beside(url), path)
         return path
 
-    def find(self, url: str, visit: Visit) -> Path | None:
+    def find(self, url: str, visit: Visit) -> str | None:
         """What an earlier run left whole of a URL, if anything; `visit` is filled in."""
+        if not self._left:
+            return None
         path = self._left.pop(_name(url), None)
-        if path is not None:
-            _, attempts, visit.robots = path.name.split(".")
-            visit.attempts = int(attempts)
-        return path
+        if path is None:
+            return None
+        _, attempts, visit.robots = path.name.split(".")
+        visit.attempts = int(attempts)
+        return str(path)
 
     def clear(self) -> None:
         """Remove what no row asks for any more."""

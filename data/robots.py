@@ -65,7 +65,7 @@ class Robots:
         task = self._known.get(origin)
         if task is None or (task.done() and task.result().at + FRESH_S < asyncio.get_running_loop().time()):
             task = self._known[origin] = asyncio.ensure_future(self._learn(origin))
-        return await asyncio.shield(task)
+        return task.result() if task.done() else await asyncio.shield(task)
 
     async def _learn(self, origin: URL) -> _Rules:
         verdict, parsed, refusal, size = "none", None, None, 0

@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 
 import xxhash
@@ -10,6 +10,8 @@ import xxhash
 from data.ledger import Found, Lost
 
 COMMIT_AFTER = 200
+_FOUND = [field.name for field in fields(Found)]
+_LOST = [field.name for field in fields(Lost)]
 _BYTES = [field.name for field in fields(Found) if field.type is bytes]
 
 
@@ -50,7 +52,8 @@ class UrlStore:
 
     def put(self, outcome: Found | Lost) -> None:
         """Remember what became of a URL, for good with the next `commit` (or soon)."""
-        record = json.dumps(asdict(outcome), default=bytes.hex)
+        names = _FOUND if isinstance(outcome, Found) else _LOST
+        record = json.dumps({name: getattr(outcome, name) for name in names}, default=bytes.hex)
         self._database.execute("INSERT OR REPLACE INTO urls VALUES (?, ?, ?)", (_hash(outcome.url), self._run, record))
         self._waiting += 1
         if self._waiting >= COMMIT_AFTER:

@@ -22,6 +22,7 @@ from data.failures import DownloadError
 from data.fetch import FetchCounts, FetchSettings, fetch
 from data.ledger import PART_ROWS, Ledger, LedgerError, Record
 from data.locate import Inside, Local, Remote, locate
+from data.probe import ProbeFailed
 from data.schema import Rejected, Row
 
 LIMITS = DownloadLimits(timeout_s=0.5, attempts=3, backoff_s=0.01, max_bytes=100_000, per_host_rate=0)
@@ -64,6 +65,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.asked: list[str] = []
+        self.robots = ""
         self.agents: set[str] = set()
         self.quit = threading.Event()
 
@@ -81,8 +83,10 @@ class Handler(BaseHTTPRequestHandler):
         name = self.path.strip("/")
         self.server.asked.append(name)
         self.server.agents.add(self.headers["User-Agent"])
-        if name.isdigit():
-            return self.answer(int(name))
+        if name == "robots.txt":
+            return self.answer(200, {}, self.server.robots.encode())
+        if name[:3].isdigit():
+            return self.answer(int(name[:3]))
         if name.startswith("flaky") and self.server.asked.count(name) < 3:
             return self.answer(503)
         if name == "busy" and self.server.asked.count(name) < 2:
@@ -326,3 +330,68 @@ def test_a_source_that_breaks_off_ends_the_fetch_and_keeps_what_is_done(tmp_path
     with ThreadPoolExecutor(1) as pool, pytest.raises(LedgerError, match="broke off"):
         fetch(entries(), ledger, settings, pool, 1, source, lambda more, **_: None)
     assert ledger.summary() is None
+
+
+def test_a_changed_cell_and_moved_rows_cost_no_second_request(tmp_path: Path, server: Server) -> None:
+    urls = [server.url(name) for name in ("picture", "other", "404")]
+    first, _ = run(tmp_path, urls, **HERE)
+    asked = len(server.asked)
+    moved, counts = run(tmp_path, ["new.jpg", *urls, "newer.jpg"], **HERE)
+    assert len(server.asked) == asked
+    assert counts.parts_written == 1
+    assert [record.pictures for record in moved[1:3]] == [record.pictures for record in first[:2]]
+    assert [record.reason for record in moved] == ["missing-file", "", "", "not-found", "missing-file"]
+
+
+def test_a_url_of_many_rows_is_asked_for_once(tmp_path: Path, server: Server) -> None:
+    records, _ = run(tmp_path, [server.url("picture")] * 40 + [server.url("404")] * 40, **HERE)
+    assert [server.asked.count(name) for name in ("picture", "404")] == [1, 1]
+    assert [record.status for record in records] == ["ok"] * 40 + ["rejected"] * 40
+
+
+def test_the_good_pictures_of_a_rejected_row_are_not_asked_for_again(tmp_path: Path, server: Server) -> None:
+    both = [server.url("picture"), server.url("flaky")]
+    tried_once = {"limits": replace(LIMITS, attempts=1)} | HERE
+    (record,), _ = run(tmp_path, [both], **tried_once)
+    assert (record.reason, len(record.pictures), record.lost[0].reason) == ("server-error", 1, "server-error")
+    (record,), _ = run(tmp_path, [both], retry=frozenset({"server-error"}), **HERE)
+    assert (record.status, len(record.pictures)) == ("ok", 2)
+    assert server.asked.count("picture") == 1
+
+
+def test_only_the_named_classes_are_tried_again(tmp_path: Path, server: Server) -> None:
+    values = [server.url(name) for name in ("404", "500", "429")]
+    run(tmp_path, values, **HERE)
+    server.asked.clear()
+    run(tmp_path, values, retry=frozenset({"too-many-requests"}), **HERE)
+    assert set(server.asked) - {"robots.txt"} == {"429"}
+
+
+def test_a_probe_that_fails_stops_soon_and_leaves_its_urls_to_be_tried_again(tmp_path: Path, server: Server) -> None:
+    values = [server.url(f"403?{number}") for number in range(400)]
+    with pytest.raises(ProbeFailed, match=r"101 of the first 200 URLs failed: 101 forbidden"):
+        run(tmp_path, values, **HERE)
+    assert len(server.asked) < 250
+    server.asked.clear()
+    records, _ = run(tmp_path, values, probe=False, **HERE)
+    assert {record.reason for record in records} == {"forbidden"}
+    assert len(set(server.asked) - {"robots.txt"}) >= 400 - 64
+
+
+def test_robots_are_respected_unless_told_otherwise(tmp_path: Path, server: Server) -> None:
+    server.robots = "User-agent: *\nDisallow: /"
+    values = [server.url("picture")]
+    (record,), _ = run(tmp_path, values, **HERE)
+    assert (record.reason, record.lost[0].robots, server.asked) == ("robots", "disallowed", ["robots.txt"])
+    (record,), _ = run(tmp_path, values, robots=False, **HERE)
+    assert (record.status, record.pictures[0].robots) == ("ok", "ignored")
+    assert server.asked == ["robots.txt", "picture"]
+
+
+def test_a_store_that_a_power_cut_damaged_is_begun_anew(tmp_path: Path, server: Server) -> None:
+    values = [server.url("picture")]
+    run(tmp_path, values, **HERE)
+    (tmp_path / "out" / "downloads" / "urls.sqlite").write_bytes(b"no database" * 1000)
+    (record,), _ = run(tmp_path, values, **HERE)
+    assert record.status == "ok"
+    assert server.asked.count("picture") == 1

@@ -1,0 +1,195 @@
+"""Pictures a second from web server to shards, beside img2dataset at its best settings, in the same run.
+
+python -m tests.benchmarks.download [--material DIR] [--times 4] [--rounds 3] [--work build/download]
+
+A local nginx serves the photographs of DIR/clothing several times over, each copy with bytes of its own. Both start
+from nothing each round and end with tars: ours by `data.build` (robots.txt asked for, every picture decoded in full,
+SHA-256, perceptual hash, groups, splits, index), img2dataset in an environment of its own under the work folder.
+Needs nginx (Debian: nginx-light) and, for that environment, a package index.
+"""
+
+import argparse
+import csv
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.benchmarks.pairs import in_turns, print_table
+from tests.conftest import MATERIAL, ROOT
+
+MAPPING = """\
+key: sku
+pictures: [url]
+prompt: "<|image_1|>\\nWhat is this?"
+answer: "{category}"
+fields:
+  category: {column: category, type: category}
+chat_template: phi3v
+split:
+  fractions: {train: 0.9, test: 0.1}
+"""
+NGINX = """\
+worker_processes 2;
+daemon off;
+pid {work}/nginx.pid;
+error_log {work}/nginx.log;
+events {{ worker_connections 1024; }}
+http {{
+  access_log off;
+  sendfile on;
+  tcp_nopush on;
+  keepalive_requests 1000000;
+  open_file_cache max=20000;
+  client_body_temp_path {work}/nginx; proxy_temp_path {work}/nginx; fastcgi_temp_path {work}/nginx;
+  uwsgi_temp_path {work}/nginx; scgi_temp_path {work}/nginx;
+  types {{ image/jpeg jpg; }}
+  server {{ listen 127.0.0.1:{port}; root {work}/served; }}
+}}
+"""
+# Keeping the bytes as they are is what img2dataset is quickest at; the second checks and keeps what it can.
+MODES = {
+    "unchecked": ["--disable_all_reencoding", "True"],
+    "decoded": ["--resize_mode", "no", "--skip_reencode", "True"],
+}
+PROCESSES_AND_THREADS = ((1, 32), (2, 16), (2, 64), (2, 256), (4, 64))
+
+
+def serve(material: Path, work: Path, times: int) -> tuple[Path, int]:
+    """Lay out the pictures and the catalogues. Returns the port, and the number of pictures."""
+    with (material / "clothing" / "rows.csv").open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, copies in (("one", 1), ("all", times)):
+        with (work / f"{name}.csv").open("w", newline="") as lines:
+            writer = csv.writer(lines)
+            writer.writerow(("sku", "url", "category"))
+            for copy in range(copies):
+                for row in rows:
+                    url = f"http://127.0.0.1:{port}/{copy}/{row['id']}.jpg"
+                    writer.writerow((f"{row['id']}-{copy}", url, row["category"]))
+    for copy in range(times):
+        folder = work / "served" / str(copy)
+        if folder.is_dir():
+            continue
+        folder.mkdir(parents=True)
+        for row in rows:
+            data = (material / "clothing" / row["image"]).read_bytes()
+            comment = f"{copy:08d}".encode()
+            (folder / f"{row['id']}.jpg").write_bytes(data[:2] + b"\xff\xfe\0\x0a" + comment + data[2:])
+    return port, times * len(rows)
+
+
+@contextmanager
+def nginx(work: Path, port: int) -> Iterator[None]:
+    """A web server of our own while the block runs."""
+    (work / "nginx").mkdir(exist_ok=True)
+    (work / "nginx.conf").write_text(NGINX.format(work=work, port=port))
+    program = shutil.which("nginx") or "/usr/sbin/nginx"
+    with subprocess.Popen([program, "-c", work / "nginx.conf", "-e", work / "nginx.log"]) as server:
+        try:
+            wait_for(port, server)
+            yield
+        finally:
+            server.terminate()
+
+
+def wait_for(port: int, server: "subprocess.Popen[bytes]") -> None:
+    """Return once something answers at the port. Raises SystemExit if the server has ended."""
+    while server.poll() is None:
+        with socket.socket() as knock:
+            if knock.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+    raise SystemExit("nginx has ended; see nginx.log in the work folder")
+
+
+def peer(work: Path) -> Path:
+    """The img2dataset of an environment of its own, which is made if it is not there."""
+    program = work / "img2dataset" / "bin" / "img2dataset"
+    if not program.is_file():
+        venv.create(program.parents[1], with_pip=True)
+        python = program.parent / "python"
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "img2dataset", "setuptools<81"], check=True)
+    return program
+
+
+def build(work: Path, pictures: int) -> None:
+    """Our build, from nothing."""
+    out = work / "ours"
+    shutil.rmtree(out, ignore_errors=True)
+    command = [sys.executable, "-m", "data.build", "--preset", work / "mapping.yaml", "--source", work / "all.csv"]
+    command += ["--output", out, "--workers", "2", "--allow-host", "127.0.0.1", "--per-host-rate", "0"]
+    with (work / "ours.log").open("w") as log:
+        subprocess.run([*command, "--connections-per-host", "32"], check=True, stdout=log, stderr=log, cwd=ROOT)
+    kept = sum(1 for _ in out.glob("*/*.tar"))
+    if not kept or (out / "rejected.jsonl").stat().st_size:
+        raise SystemExit(f"our build rejected rows; see {out / 'rejected.jsonl'}")
+
+
+def download(program: Path, work: Path, name: str, pictures: int, mode: str, processes: int, threads: int) -> None:
+    """img2dataset, from nothing."""
+    out = work / "theirs"
+    shutil.rmtree(out, ignore_errors=True)
+    command = [program, "--url_list", work / f"{name}.csv", "--input_format", "csv", "--url_col", "url"]
+    command += ["--caption_col", "category", "--output_folder", out, "--output_format", "webdataset"]
+    command += ["--processes_count", str(processes), "--thread_count", str(threads), "--number_sample_per_shard"]
+    command += ["500" if name == "one" else "1000", *MODES[mode]]
+    environment = os.environ | {"NO_ALBUMENTATIONS_UPDATE": "1"}
+    with (work / "theirs.log").open("w") as log:
+        subprocess.run(command, check=True, stdout=log, stderr=log, env=environment, cwd=work)
+    if sum(path.stat().st_size for path in out.glob("*.tar")) < pictures * 10_000:
+        raise SystemExit(f"img2dataset did not write all pictures; see {work / 'theirs.log'}")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--material", type=Path, default=MATERIAL, help="folder that holds clothing/")
+    parser.add_argument("--times", type=int, default=4, help="how often each photograph is served")
+    parser.add_argument("--rounds", type=int, default=3, help="pairs of runs")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "download", help="folder for everything")
+    options = parser.parse_args()
+    work = options.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    (work / "mapping.yaml").write_text(MAPPING)
+    program = peer(work)
+    port, pictures = serve(options.material, work, options.times)
+    each = pictures // options.times
+    with nginx(work, port):
+        tried = {}
+        for mode in MODES:
+            for processes, threads in PROCESSES_AND_THREADS:
+                start = time.perf_counter()
+                download(program, work, "one", each, mode, processes, threads)
+                tried[mode, processes, threads] = each / (time.perf_counter() - start)
+                print(
+                    f"img2dataset, {mode}, {processes} × {threads}: {tried[mode, processes, threads]:,.0f}/s",
+                    flush=True,
+                )
+        best = {mode: max((one for one in tried if one[0] == mode), key=tried.__getitem__) for mode in MODES}
+        ways = {"data.build": lambda: build(work, pictures)}
+        for mode, setting in best.items():
+            name = f"img2dataset, {mode}, {setting[1]} × {setting[2]}"
+            ways[name] = lambda setting=setting: download(program, work, "all", pictures, *setting)
+        timings = in_turns(ways, options.rounds, warm_up=0)
+    ours = timings["data.build"]
+    print_table(
+        (f"{pictures:,} pictures, {os.cpu_count()} cores", "pictures/s", "data.build is"),
+        [
+            (name, f"{pictures / one.median_s:,.0f}", f"{ours.times_faster_than(one):.2f}×")
+            for name, one in timings.items()
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()
