@@ -25,14 +25,17 @@ def canvas_crops(
     rgb = _resized(picture if picture.mode == "RGB" else picture.convert("RGB"), place)
     shape = (place.rows, place.columns, 3, crop_size, crop_size)
     crops = np.empty(shape, np.uint8) if out is None else out.reshape(shape, copy=False)
-    if rgb.size != (place.width, place.height):
-        crops[:] = WHITE
+    down = _overlaps(place.top, rgb.height, crop_size, place.rows)
+    across = _overlaps(place.left, rgb.width, crop_size, place.columns)
     for number, band in enumerate("RGB"):
         # Pillow takes one band out of its pixels several times quicker than NumPy turns [..., 3] into [3, ...].
         pixels = np.frombuffer(rgb.tobytes("raw", band), np.uint8).reshape(rgb.height, rgb.width)
-        for row, (rows, in_row) in enumerate(_overlaps(place.top, rgb.height, crop_size, place.rows)):
-            for column, (columns, in_column) in enumerate(_overlaps(place.left, rgb.width, crop_size, place.columns)):
-                crops[row, column, number, in_row, in_column] = pixels[rows, columns]
+        for row, (rows, in_row) in enumerate(down):
+            for column, (columns, in_column) in enumerate(across):
+                part, crop = pixels[rows, columns], crops[row, column, number]
+                if part.shape != crop.shape:
+                    crop.fill(WHITE)
+                crop[in_row, in_column] = part
     return crops.reshape(-1, 3, crop_size, crop_size), (place.rows, place.columns)
 
 
