@@ -10,52 +10,43 @@ import errno
 import fcntl
 import hashlib
 import json
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from itertools import islice
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-from data.build_options import BuildSettings, parse
+from data.build_options import STEPS, BuildSettings, parse
+from data.build_report import Outcome, report
 from data.failures import counted, remedies
 from data.fetch import FetchCounts, FetchSettings, fetch
 from data.ledger import Ledger, Summary
 from data.manifest import CHAT_TEMPLATES, Manifest, ManifestError
 from data.mapping import Mapping, check_columns, load_mapping
-from data.parts import ALL, Part
+from data.parts import Part
 from data.places import is_folder, is_remote
 from data.plan import Plan, PlanMissing, load_plan, save_plan
 from data.progress import progress
+from data.publish import publish, upload_bytes
 from data.rejecting import RejectedRows
 from data.schema import UserError
+from data.show import PAGE_SAMPLES, write_page
 from data.sources import open_source
 from data.split import make_plan
+from data.suggest import suggest_mapping
 from data.tokens import Tokens
 from data.whole import whole_file, write_whole
 from data.workers import worker_pool
 from data.write import write_shards
 
 # Rows that are well and have no place of their own: no reason to doubt a catalogue.
-SET_ASIDE = frozenset({"duplicate", "leak"})
+SET_ASIDE = frozenset({"duplicate", "filtered", "leak"})
+DRY_RUN_ROWS = 20
 # Of the machine, not of the program: said without a traceback.
 MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
-
-
-@dataclass(slots=True, kw_only=True)
-class Outcome:
-    """What a build did."""
-
-    plan: Plan | None = None
-    manifest: Manifest | None = None
-    fetched: FetchCounts | None = None
-    shards_written: int = 0
-    changed: bool = False
-    """Whether anything in the output folder was written."""
 
 
 def build(settings: BuildSettings) -> Outcome:
@@ -64,6 +55,8 @@ def build(settings: BuildSettings) -> Outcome:
     Raises UserError: wrong paths, columns or mappings, too many rejected rows, another build in the same folder, a
     worker that died. Whatever was finished by then is kept.
     """
+    if settings.preset is None:
+        raise UserError("--preset is needed: a preset's name or a mapping of your own; leave out --output to get one")
     mapping = load_mapping(settings.preset)
     if settings.output.exists() and not settings.output.is_dir():
         raise UserError(f"{settings.output} is a file; --output names a folder, which is made if it is not there")
@@ -79,7 +72,35 @@ def build(settings: BuildSettings) -> Outcome:
             _split(settings, mapping, ledger, outcome)
         if "write" in settings.steps:
             _write(settings, mapping, ledger, pool, outcome)
+            if settings.upload and settings.part.whole:
+                with progress("upload", "bytes", upload_bytes(settings.output)) as report:
+                    outcome.uploaded = publish(settings.output, settings.upload, report)
+                outcome.changed |= outcome.uploaded > 0
     return outcome
+
+
+def dry_run(settings: BuildSettings) -> Path:
+    """Build the first rows in a folder that is removed again; what they become is left as one page of HTML.
+
+    Returns the page. Raises UserError as `build` does, but not for rows that are rejected.
+    """
+    page = settings.output / "dry-run.html"
+    with tempfile.TemporaryDirectory() as folder:
+        build(
+            replace(
+                settings,
+                output=Path(folder) / settings.output.name,
+                upload=None,
+                steps=STEPS,
+                part=ALL,
+                join=False,
+                limit=settings.limit or DRY_RUN_ROWS,
+                max_rejected=1.0,
+                max_failed_downloads=1.0,
+            )
+        )
+        write_page(Path(folder) / settings.output.name, page, PAGE_SAMPLES)
+    return page
 
 
 @contextmanager
@@ -99,7 +120,7 @@ def _alone(downloads: Path, part: Part) -> Iterator[None]:
 
 def _fetch(settings: BuildSettings, mapping: Mapping, ledger: Ledger, pool: Executor) -> FetchCounts:
     if settings.source is None:
-        raise UserError("--source is needed to fetch: a .csv, .tsv, .jsonl or .parquet file, a folder, or hf:NAME")
+        raise UserError("--source is needed to fetch: a table's file, a folder, a pattern, a URL, or hf:NAME")
     source = open_source(settings.source)
     check_columns(mapping, source.columns, settings.source)
     root = settings.image_root or source.picture_root
@@ -287,51 +308,17 @@ def _build_record(
     }
 
 
-def report(outcome: Outcome, seconds: float, output: Path, part: Part = ALL) -> None:
-    """Print what a build did, for a person."""
-    console = Console()
-    plan, manifest = outcome.plan, outcome.manifest
-    if not part.whole:
-        did = "its rows are fetched" if plan is None else f"{outcome.shards_written} shards written"
-        console.print(f"share {part.number} of {part.of}: {did} in {seconds:.1f} s; once all are done: --join")
-        return
-    if plan is None:
-        assert outcome.fetched is not None
-        console.print(
-            f"fetched {outcome.fetched.rows:,} rows in {seconds:.1f} s; next: the same command with --only split"
-        )
-        return
-    table = Table("", "rows", "shards", "MB", box=None)
-    for split, one in plan.splits.items():
-        megabytes = f"{manifest.counts[split]['bytes'] / 1e6:,.1f}" if manifest else ""
-        table.add_row(f"kept: {split}", f"{len(one.rows):,}", str(len(one.shards)), megabytes)
-    for reason, count in plan.rejected.items():
-        table.add_row(f"rejected: {reason}", f"{count:,}", "", "")
-    table.add_row("all", f"{plan.rows:,}", str(sum(len(one.shards) for one in plan.splits.values())), "")
-    console.print(table)
-    if plan.leaks_prevented:
-        console.print(f"{plan.leaks_prevented:,} rows moved to their group's split (leaks prevented)")
-    if plan.straddling:
-        console.print(
-            f"warning: {plan.straddling:,} rows share a product or a picture with rows of another split; "
-            "the catalogue's own split column decides"
-        )
-    if manifest is None:
-        console.print(f"planned in {seconds:.1f} s; next: the same command with --only write")
-    elif outcome.changed:
-        console.print(
-            f"{output} is whole: {outcome.shards_written} shards written in {seconds:.1f} s, "
-            f"{plan.rows / seconds:,.0f} rows/s"
-        )
-    else:
-        console.print(f"nothing to do: {output} is whole already")
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run a build from the command line. Returns the exit code: 0, 2 for what the user can mend, 130 when stopped."""
     settings = parse(arguments)
     start = time.monotonic()
     try:
+        if settings.preset is None and settings.source is not None:
+            print(suggest_mapping(open_source(settings.source), settings.source), end="")
+            return 0
+        if settings.dry_run:
+            print(f"{dry_run(settings)}: open it in a browser; nothing else was written")
+            return 0
         outcome = build(settings)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -347,7 +334,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on, what was finished is kept", file=sys.stderr)
         return 130
-    report(outcome, time.monotonic() - start, settings.output, settings.part)
+    report(outcome, time.monotonic() - start, settings.upload or settings.output, settings.part)
     return 0
 
 

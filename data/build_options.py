@@ -9,6 +9,7 @@ from data.failures import failure_classes
 from data.images import KEEP, Rewriting
 from data.near import DISTANCE
 from data.parts import ALL, Part
+from data.places import is_remote
 from data.plan import ShardSize
 
 STEPS = ("fetch", "split", "write")
@@ -18,11 +19,16 @@ STEPS = ("fetch", "split", "write")
 class BuildSettings:
     """One build, as a person asks for it."""
 
-    preset: str
-    """A preset's name or a mapping's file."""
+    preset: str | None
+    """A preset's name or a mapping's file; None to be shown one to start from."""
     source: str | None
     """Only the fetch step needs it."""
     output: Path
+    """Folder for the shards; with `upload`, the work folder."""
+    upload: str | None = None
+    """URL to which finished shards are sent."""
+    dry_run: bool = False
+    """Only look at the first samples."""
     steps: tuple[str, ...] = STEPS
     image_root: str | None = None
     """Folder or URL where relative picture paths start; the catalogue's folder if None."""
@@ -59,13 +65,23 @@ class BuildSettings:
 def parse(arguments: list[str] | None = None) -> BuildSettings:
     """The command line as settings; argparse ends the program for one that is wrong."""
     parser = argparse.ArgumentParser(prog="python -m data.build", description="Build training shards from a catalogue.")
-    parser.add_argument("--preset", required=True, help="burberry, clothing, or a mapping of your own: FILE.yaml")
+    parser.add_argument(
+        "--preset",
+        help="burberry, clothing, or a mapping of your own: FILE.yaml; without it the columns are shown and a mapping "
+        "to edit",
+    )
     parser.add_argument(
         "--source",
         help="catalogue: a .csv, .tsv, .jsonl, .json, .parquet or .tar file, a pattern or folder of these or of "
         "pictures, here or at a URL such as s3://…, shards to render anew, or hf:NAME[:CONFIG][@REVISION]",
     )
-    parser.add_argument("--output", required=True, type=Path, help="folder for the shards")
+    parser.add_argument("--output", metavar="DIR", help="folder for the shards, or a URL such as s3://…")
+    parser.add_argument(
+        "--work", type=Path, metavar="DIR", help="folder here for ledger, downloads and shards where --output is a URL"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="write only OUTPUT/dry-run.html: the first samples with their pictures"
+    )
     parser.add_argument("--only", choices=STEPS, help="run one step alone")
     among = parser.add_mutually_exclusive_group()
     among.add_argument(
@@ -126,6 +142,11 @@ def parse(arguments: list[str] | None = None) -> BuildSettings:
         "--tokenizer", type=Path, metavar="DIR", help="model folder whose tokenizer.json counts tokens into the index"
     )
     values = parser.parse_args(arguments)
+    far = is_remote(values.output or "")
+    if values.output is None and (values.preset or not values.source):
+        parser.error("--output names the folder for the shards")
+    if far != (values.work is not None):
+        parser.error("--work names a folder here for ledger and downloads: it goes with an --output that is a URL")
     steps: tuple[str, ...] = (values.only,) if values.only else STEPS
     if not values.part.whole:
         steps = (values.only or "fetch",)
@@ -136,7 +157,9 @@ def parse(arguments: list[str] | None = None) -> BuildSettings:
     return BuildSettings(
         preset=values.preset,
         source=values.source,
-        output=values.output,
+        output=values.work or Path(values.output or "."),
+        upload=values.output if far else None,
+        dry_run=values.dry_run,
         steps=steps,
         part=values.part,
         join=values.join,

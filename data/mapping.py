@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 
 from data.chat import ChatError, listed_pictures, read_chat
 from data.rules import (
+    RENDERED,
     FieldRule,
     FilterRule,
     MappingError,
@@ -152,14 +153,14 @@ class Mapping(Strict):
         said = sum(len(message["content"]) for message in messages)
         if said > MAX_TEXT:
             raise ValueRejected("too-long", f"{said:,} characters of text, at most {MAX_TEXT:,} are taken")
-        kept = values if self.keep is None else {name: values.get(name) for name in self.keep}
+        names = self.keep if self.keep is not None else [name for name in values if name not in RENDERED]
         try:
             return Sample(
                 key=key,
                 messages=tuple(messages),
                 images=image_names(formats),
                 target={name: self._value(rule.column, values) for name, rule in self.fields.items()},
-                source={"row": number, "columns": dict(kept)},
+                source={"row": number, "columns": {name: values.get(name) for name in names}},
             )
         except SampleError as error:
             raise ValueRejected("bad-value", str(error)) from error

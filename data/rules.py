@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from data.schema import UserError
 
+RENDERED = ("__messages__", "__images__", "__split__")  # columns of shards as a source, which no sample keeps
 MISSING = ("", "None", "nan", "NaN")  # what Python and pandas print for nothing
 _NUMBER = re.compile(r"[+-]?(\d{1,3}(,\d{3})+|\d+)(\.\d*)?([eE][+-]?\d+)?")
 

@@ -13,6 +13,7 @@ from data.chat import inline_pictures
 from data.entries import SourceError, Unreadable, Values
 from data.manifest import FORMAT_VERSION
 from data.places import join, open_binary
+from data.rules import RENDERED
 from data.tables import PACKED
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
@@ -226,7 +227,7 @@ class BuiltShards:
 
     def rows(self) -> Iterator[Values]:
         """Their samples as the rows that they were made from, in the catalogue's order: the columns that were kept,
-        the pictures as bytes in the columns they came from, and `messages`, `images`, `split`, `__key__`.
+        the pictures as bytes in the columns they came from, and __key__, __messages__, __images__, __split__.
 
         Raises SourceError for a shard whose bytes are not those that were written.
         """
@@ -260,11 +261,13 @@ class BuiltShards:
         found = [{"bytes": data, "path": None} for data in pictures]
         place = 0
         for column in self.pictures:
+            if column in RENDERED:
+                continue
             known = row.get(column)
             names = known if isinstance(known, list) else [known]
             filled = [one | {"path": name} for one, name in zip(found[place:], names, strict=False)]
             row[column] = filled if isinstance(known, list) else next(iter(filled), None)
             place += len(filled)
-        if self.chat:
+        if self.chat and self.chat not in RENDERED:
             row[self.chat] = inline_pictures(sample["messages"], found, place)
-        return {"messages": sample["messages"], "images": found, "split": split, "__key__": key} | row
+        return row | dict(zip(RENDERED, (sample["messages"], found, split), strict=True)) | {"__key__": key}
