@@ -26,7 +26,7 @@ from data.fetch import FetchCounts, FetchSettings, fetch
 from data.ledger import Ledger, Summary
 from data.manifest import CHAT_TEMPLATES, Manifest, ManifestError
 from data.mapping import Mapping, check_columns, load_mapping
-from data.parts import Part
+from data.parts import ALL, Part
 from data.places import is_folder, is_remote
 from data.plan import Plan, PlanMissing, load_plan, save_plan
 from data.progress import progress

@@ -44,6 +44,8 @@ class Source:
 def number_rows(rows: Iterable[Values]) -> Iterator[Entry]:
     """Rows with their place in the catalogue, and with values that JSON can hold."""
     for number, values in enumerate(rows):
+        if not values:
+            values = Unreadable("bad-row", "a row without any column")
         if isinstance(values, dict):
             try:
                 plain = {str(name): plain_value(value) for name, value in values.items()}
