@@ -58,7 +58,7 @@ MODES = {
     "unchecked": ["--disable_all_reencoding", "True"],
     "decoded": ["--resize_mode", "no", "--skip_reencode", "True"],
 }
-PROCESSES_AND_THREADS = ((1, 32), (2, 16), (2, 64), (2, 256), (4, 64))
+PROCESSES_AND_THREADS = ((1, 64), (2, 32), (2, 128))
 
 
 def serve(material: Path, work: Path, times: int) -> tuple[Path, int]:
