@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from data.failures import counted
 from data.fetch import FetchCounts
 from data.manifest import Manifest
 from data.parts import ALL, Part
@@ -36,8 +37,10 @@ def report(outcome: Outcome, seconds: float, output: Path | str, part: Part = AL
         return
     if plan is None:
         assert outcome.fetched is not None
+        failed = outcome.fetched.failed
+        lost = f"; {failed.total():,} of {outcome.fetched.urls:,} URLs failed: {counted(failed)}" if failed else ""
         console.print(
-            f"fetched {outcome.fetched.rows:,} rows in {seconds:.1f} s; next: the same command with --only split"
+            f"fetched {outcome.fetched.rows:,} rows in {seconds:.1f} s{lost}; next: the same command with --only split"
         )
         return
     table = Table("", "rows", "shards", "MB", box=None)

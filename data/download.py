@@ -137,7 +137,8 @@ class Downloader:
                 except TimeoutError:
                     failure = DownloadError("timeout", f"nothing whole after {limits.timeout_s:g} s", 0.0)
                 except (aiohttp.ClientError, OSError, ValueError) as error:
-                    failure = DownloadError("connection", f"{type(error).__name__}: {error}", 0.0)
+                    again = None if isinstance(error, aiohttp.ClientSSLError) else 0.0
+                    failure = DownloadError("connection", f"{type(error).__name__}: {error}", again)
                 except DownloadError as error:
                     failure = error
             if failure.retry_after_s is None or attempt == limits.attempts:

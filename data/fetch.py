@@ -27,6 +27,7 @@ from data.schema import Rejected
 from data.urls import UrlStore
 
 PARTS_AT_ONCE = 16  # so that a slow host's URLs do not keep the others waiting
+PART_CHARACTERS = 4_000_000  # a part with more text counts for several
 _VERSION = 2
 
 
@@ -75,6 +76,10 @@ class FetchCounts:
     parts_written: int = 0
     checked: int = 0
     """Pictures that were asked for or looked at in this run."""
+    urls: int = 0
+    """Pictures that were to be downloaded, in this run or an earlier one."""
+    failed: Counter[str] = field(default_factory=Counter)
+    """Class of failure → URLs."""
 
 
 def fetch(
@@ -135,9 +140,7 @@ class _Fetch:
         self._report = report
         self._share = share
         self._counts = FetchCounts()
-        self._urls = 0
         self._rows_failed = 0
-        self._failed: Counter[str] = Counter()
         self._incoming = Incoming(ledger.downloads / f"incoming{share.suffix}")
         self._probe = Probe(settings.probe)
         self._flying: dict[str, asyncio.Future[Found | Lost]] = {}
@@ -168,11 +171,12 @@ class _Fetch:
         slots, loop = asyncio.Semaphore(PARTS_AT_ONCE), asyncio.get_running_loop()
         self._checkers = Checkers(self._pool, workers, self._store)
 
-        async def do(part: Part) -> None:
+        async def do(part: Part, slots_taken: int) -> None:
             try:
                 await self._part(part, fingerprint)
             finally:
-                slots.release()
+                for _ in range(slots_taken):
+                    slots.release()
 
         # Should one task fail, the group ends the others: nothing goes on behind an error's back.
         self._downloader = Downloader(settings.limits, settings.allowed_hosts, settings.robots)
@@ -194,7 +198,10 @@ class _Fetch:
                         break
                     self._counts.rows += len(part.rows)
                     self._counts.parts += 1
-                    parts.create_task(do(part))
+                    more = min(part.characters // PART_CHARACTERS, PARTS_AT_ONCE - 1)
+                    parts.create_task(do(part, 1 + more))
+                    for _ in range(more):
+                        await slots.acquire()
             checking.cancel()
         self._incoming.clear()
         summary = Summary(
@@ -204,8 +211,8 @@ class _Fetch:
             source=source.name,
             columns=list(source.columns),
             pictures=list(settings.pictures),
-            urls=self._urls,
-            failed=dict(sorted(self._failed.items())),
+            urls=self._counts.urls,
+            failed=dict(sorted(self._counts.failed.items())),
             rows_failed=self._rows_failed,
         )
         if not self._share.whole:
@@ -241,8 +248,8 @@ class _Fetch:
         gone = [one for one in row.pictures if isinstance(one, Lost)]
         found = [one for one in row.pictures if isinstance(one, Found)]
         by_download = [one.reason for one in gone if one.by_download]
-        self._urls += sum(one.attempts > 0 for one in found) + len(by_download)
-        self._failed.update(by_download)
+        self._counts.urls += sum(one.attempts > 0 for one in found) + len(by_download)
+        self._counts.failed.update(by_download)
         self._rows_failed += bool(by_download)
         self._report(
             1,

@@ -62,6 +62,12 @@ class Part:
     old: list[Record]
     """Records of an earlier run with the same settings, of these rows or of others in their place."""
 
+    @property
+    def characters(self) -> int:
+        """Of all texts in its rows."""
+        values = (value for row in self.rows if isinstance(row.entry, Row) for value in row.entry.values.values())
+        return sum(len(value) for value in values if isinstance(value, str))
+
 
 class PartReader:
     """Reads the catalogue part by part; blocks, and holds the bytes of one row's pictures at a time."""
