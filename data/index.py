@@ -15,6 +15,7 @@ from data.schema import UserError
 from data.whole import whole_file
 
 UNKNOWN = -1
+_LOOKED_THROUGH = 100_000  # samples; of a larger index only the frame is checked as it is opened
 _FORMAT = {b"format": b"phi3v-index-1"}
 SCHEMA = pa.schema(
     [
@@ -121,7 +122,7 @@ class Index:
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
         except FileNotFoundError as error:
             raise IndexFileError(f"{path}: there is no such index; build the shards again") from error
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise IndexFileError(f"{path} is not an index ({error}); build the shards again") from error
         if (reader.schema.metadata or {}).get(b"format") != _FORMAT[b"format"] or not reader.schema.equals(SCHEMA):
             raise IndexFileError(f"{path} is an index of another format; build the shards again with this version")
@@ -129,7 +130,15 @@ class Index:
             raise IndexFileError(
                 f"{path} has {reader.num_record_batches} record batches, not 1; build the shards again"
             )
-        return cls(path, reader.get_batch(0))
+        try:
+            batch = reader.get_batch(0)
+            batch.validate(full=batch.num_rows <= _LOOKED_THROUGH)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise IndexFileError(f"{path} is damaged ({error}); build the shards again") from error
+        nested = [batch.column("members").values, batch.column("image_sizes").values]
+        if any(column.null_count for column in (*batch.columns, *nested, *nested[0].flatten(), nested[1].values)):
+            raise IndexFileError(f"{path} is damaged (values are missing); build the shards again")
+        return cls(path, batch)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Index.open, (self.path,)

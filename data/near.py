@@ -184,7 +184,7 @@ def _candidates(pictures: _Keys) -> Iterator[Ints]:
     for band in range(_BANDS):
         keys = pictures.keys[band]
         order = np.argsort(keys, kind="stable")
-        starts = np.searchsorted(keys[order], np.arange((1 << _BITS) + 1, dtype=np.uint32))
+        starts = np.concatenate([[0], np.cumsum(np.bincount(keys, minlength=1 << _BITS))])
         place_in_order = np.empty(count, np.int64)
         place_in_order[order] = later
         before = place_in_order - starts[keys]

@@ -145,7 +145,10 @@ def read_sample(tar_path: Path, entry: IndexEntry) -> tuple[Sample, list[bytes]]
     """Read one sample by its place. Raises ShardError (see `parse_sample`), also for a shard that cannot be read."""
     try:
         with Path(tar_path).open("rb") as tar:
-            buffer = os.pread(tar.fileno(), entry.length, entry.offset)
+            there = min(max(0, os.fstat(tar.fileno()).st_size - entry.offset), entry.length)
+            if entry.offset < 0 or entry.length < 0:
+                raise ShardError(Path(tar_path), entry.key, entry.offset, "the index places it before the file's start")
+            buffer = os.pread(tar.fileno(), there, entry.offset)
     except OSError as error:
         raise ShardError(Path(tar_path), entry.key, entry.offset, f"cannot be read ({error.strerror})") from error
     return parse_sample(buffer, entry, Path(tar_path))

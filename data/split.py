@@ -3,8 +3,10 @@
 import hashlib
 import json
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO
 
@@ -131,7 +133,7 @@ def make_plan(
 def _map_records(records: list[Record], mapping: Mapping, kept: _Kept, looks: BinaryIO, rejected: RejectedRows) -> None:
     """Add the rows that make a sample to `kept` and their pictures' likenesses to `looks`; the others are rejected."""
     keys, names, splits = [], [], []
-    bounds = np.cumsum(list((mapping.split.fractions or {}).values()))[:-1]
+    bounds = list(accumulate((mapping.split.fractions or {}).values()))[:-1]
     for record in records:
         key = mapping.key_of(record.row, record.values) if record.values else None
         if key is None or record.status != "ok":
@@ -161,7 +163,7 @@ def _map_records(records: list[Record], mapping: Mapping, kept: _Kept, looks: Bi
         kept.bytes.append(sum(picture.bytes for picture in record.pictures) + len(said) + _TAR_BYTES)
         kept.products.append(_hash(product))
         kept.same.append(_hash(json.dumps([product, pictures, [message["content"] for message in sample.messages]])))
-        kept.own.append(int(np.searchsorted(bounds, share_of(product), side="right")))
+        kept.own.append(bisect_right(bounds, share_of(product)))
         kept.digests += xxhash.xxh3_128_digest(said + pictures.encode())
         keys.append(key)
         names.append(product)

@@ -29,6 +29,8 @@ def worker_pool(workers: int) -> Iterator[Executor]:
     else:
         # Not forked from here: this process may have threads, and a fork would copy their locks as they are.
         context = multiprocessing.get_context("forkserver")
+        # Imported once, by the process that workers are forked from.
+        context.set_forkserver_preload(["data.checking", "data.write"])
         pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start)
     try:
         yield pool
