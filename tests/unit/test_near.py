@@ -9,7 +9,7 @@ import pytest
 from data.grouping import Links, deal, oldest_of_groups
 from data.images import check_picture
 from data.looks import LOOK_BYTES
-from data.near import are_near, near_pairs
+from data.near import DISTANCE, are_near, near_pairs
 from data.sample.draw import draw_picture
 from data.sample.rows import draw_item
 from tests.factories.copies import copy_of, upright
@@ -21,7 +21,7 @@ def looks_of(pictures: list[bytes]) -> np.ndarray:
     return np.stack([np.frombuffer(check_picture(data).look, np.uint8) for data in pictures])
 
 
-def pairs_of(folder: Path, looks: np.ndarray, distance: float = 0.18) -> np.ndarray:
+def pairs_of(folder: Path, looks: np.ndarray, distance: float = DISTANCE) -> np.ndarray:
     (folder / "looks").write_bytes(looks.tobytes())
     return near_pairs(folder / "looks", np.ones(len(looks), np.bool_), distance)
 

@@ -1,0 +1,71 @@
+"""A catalogue of pictures that hurt: every row is kept or rejected with its reason, in bounded memory."""
+
+import csv
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from data.manifest import Manifest
+from data.shards import iter_samples
+from tests.factories.hostile_pictures import drawn, encoded, hostile
+
+MAPPING = """
+key: id
+pictures: [image]
+prompt: "<|image_1|>"
+answer: "{id}"
+split: {fractions: {train: 1.0}}
+"""
+MOST_MEMORY = 400 << 20
+
+
+def memory_of(process: psutil.Process) -> int:
+    """Bytes that a process and those it started hold for themselves alone, together."""
+    held = 0
+    for one in (process, *process.children(recursive=True)):
+        try:
+            held += one.memory_full_info().uss
+        except psutil.NoSuchProcess:
+            continue
+    return held
+
+
+def test_every_hostile_picture_is_a_row_once_and_memory_is_bounded(root: Path, tmp_path: Path) -> None:
+    cases = list(hostile())
+    expected = {}
+    with (tmp_path / "rows.csv").open("w", newline="") as stream:
+        rows = csv.writer(stream)
+        rows.writerow(["id", "image"])
+        for number, (name, data, reasons) in enumerate(cases):
+            (tmp_path / f"{name}.jpg").write_bytes(data)
+            rows.writerow([name, f"{name}.jpg"])
+            expected[number] = reasons.split()
+        (tmp_path / "large.jpg").write_bytes(encoded(drawn(100, 100).resize((6900, 6900)), quality=30))
+        rows.writerow(["large", "large.jpg"])
+        expected[len(cases)] = ["ok"]
+    (tmp_path / "mapping.yaml").write_text(MAPPING)
+    arguments = ["--preset", "mapping.yaml", "--source", "rows.csv", "--output", "out", "--max-rejected", "1"]
+    command = [sys.executable, str(root / "data" / "build.py"), *arguments]
+    with (tmp_path / "log").open("wb") as log:
+        started = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
+        process, most = psutil.Process(started.pid), 0
+        while started.poll() is None:
+            most = max(most, memory_of(process))
+            time.sleep(0.1)
+    assert started.returncode == 0, (tmp_path / "log").read_text()
+    assert most < MOST_MEMORY
+    out = tmp_path / "out"
+    found = {
+        sample.source["row"]: "ok" for split in Manifest.load(out).shards for sample, _ in iter_samples(out, split)
+    }
+    for line in (out / "rejected.jsonl").read_text().splitlines():
+        one = json.loads(line)
+        assert one["row"] not in found
+        assert one["detail"]
+        found[one["row"]] = "ok" if one["reason"] in ("duplicate", "leak") else one["reason"]
+    assert sorted(found) == sorted(expected)
+    assert {row: reason for row, reason in found.items() if reason not in expected[row]} == {}
