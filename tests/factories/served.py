@@ -20,14 +20,19 @@ class Served:
         self.refused = 0
         """Requests that were not."""
         self.status = 503
+        self.refusing = 0
+        """Further requests that will not be."""
         self._fails_until = 0.0
 
     def fail_for(self, seconds: float, status: int = 503) -> None:
         """Answer with an error for a while."""
         self.status, self._fails_until = status, time.monotonic() + seconds
 
-    @property
     def fails(self) -> bool:
+        """Whether the next request is refused."""
+        if self.refusing:
+            self.refusing -= 1
+            return True
         return time.monotonic() < self._fails_until
 
 
@@ -46,7 +51,7 @@ def served(folder: Path) -> Iterator[Served]:
 
         def answer(self, body: bool) -> None:
             path = site.folder / self.path.lstrip("/")
-            status = site.status if site.fails else 200 if path.is_file() else 404
+            status = site.status if site.fails() else 200 if path.is_file() else 404
             content = path.read_bytes() if status == 200 else b""
             asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
             headers = {"Accept-Ranges": "bytes"}

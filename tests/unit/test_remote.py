@@ -199,6 +199,11 @@ def test_damage_at_the_origin_is_a_bad_sample(built: SmallShards, site: Served, 
     with loader_of(built, folder, storage=storage, end_step=plan_of(built, built.folder).steps_in(0)) as stream:
         bad = [one for _, batches in stream for batch in batches for one in batch.bad]
     assert [(one.key, one.byte) for one in bad] == [(entry.key, entry.offset)]
+    kept = {path: path.stat().st_ino for path in Path(storage.cache or "").glob("*.tar")}
+    with loader_of(built, folder, storage=storage, end_step=plan_of(built, built.folder).steps_in(0)) as stream:
+        events = [event for _ in stream for event in stream.latest.events]
+    assert events == []
+    assert kept == {path: path.stat().st_ino for path in Path(storage.cache or "").glob("*.tar")}, "fetched for nothing"
 
 
 SHARD = {"samples": 2_000, "size": 300_000_000, "shards": 100, "open_shards": 64}

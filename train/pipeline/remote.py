@@ -186,15 +186,17 @@ class RemoteShards:
             self.waited_s += time.perf_counter() - begun
 
     def read_again(self, name: str, entry: IndexEntry) -> bytes | None:
-        """From its origin, once more: the cache's file is taken away, and a transfer may have gone wrong."""
-        if name in self._open:
-            descriptor = self._open.pop(name)
-            why = f"is not as written at byte {entry.offset:,} (sample {entry.key!r})"
-            self._cache.drop(self._cached(name), descriptor, why)
-            os.close(descriptor)
+        """From its origin, once more: a transfer may have gone wrong. A cached file with other bytes is taken away."""
         begun = time.perf_counter()
         try:
-            return self._range(name, entry)
+            content = self._range(name, entry)
+            descriptor = self._open.get(name)
+            if descriptor is not None and read_range(descriptor, entry.length, entry.offset) != content:
+                del self._open[name]
+                why = f"is not as written at byte {entry.offset:,} (sample {entry.key!r})"
+                self._cache.drop(self._cached(name), descriptor, why)
+                os.close(descriptor)
+            return content
         except Gone:
             return None
         finally:
