@@ -185,6 +185,11 @@ class Index:
         """int32 [samples], -1 where not counted."""
         return self._numbers("label_tokens")
 
+    def known_tokens(self, samples: int) -> NDArray[np.int32] | None:
+        """int32 [2, samples], text and label tokens of the first samples; None where any was not counted."""
+        known = np.stack([self.text_tokens[:samples], self.label_tokens[:samples]])
+        return None if known.min(initial=0) < 0 else known
+
     @cached_property
     def picture_offsets(self) -> NDArray[np.int64]:
         """int64 [samples + 1]: sample i has the pictures picture_offsets[i] … picture_offsets[i + 1]."""

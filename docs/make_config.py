@@ -18,12 +18,12 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from train import config_schema
-from train.config_schema import Config
+from train.config_schema import Config, ShardsSection
 
 PAGE = ROOT / "docs/config.md"
 START, END = "<!-- settings: written by docs/make_config.py -->", "<!-- end of settings -->"
 SIGNS = {Ge: ("≥", "ge"), Gt: (">", "gt"), Le: ("≤", "le"), Lt: ("<", "lt")}
-NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false"}
+NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false", ShardsSection: "`{path, weight}`"}
 # For keys whose name says enough where they are defined, and not to a reader of the page.
 MEANINGS = {
     "run.folder": "Where run folders lie.",
@@ -35,7 +35,6 @@ MEANINGS = {
     "tune.lora.alpha": "An adapter's output is multiplied by `alpha / rank`.",
     "tune.lora.dropout": "On an adapter's input.",
     "tune.lora.parts": "Which linear layers get adapters.",
-    "data.shards": "Folder that `data.build` wrote.",
     "optim.lr": "Peak learning rate.",
     "optim.betas": "Of AdamW.",
     "optim.eps": "Of AdamW.",

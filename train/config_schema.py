@@ -62,9 +62,18 @@ class TuneSection(Section):
         return self
 
 
+class ShardsSection(Section):
+    path: str
+    weight: Annotated[float, Field(gt=0)] | None = None
+
+
 class DataSection(Section):
-    shards: str = "shards"
-    """Folder of the shards, or an address: `s3://…`, `https://…`."""
+    shards: str | Annotated[list[ShardsSection], Field(min_length=1)] = "shards"
+    """Folder of the shards, or an address: `s3://…`, `https://…`; or a list of `{path: …, weight: …}` to mix."""
+    mix_by: Literal["samples", "tokens"] = "samples"
+    """What the weights of mixed shards are shares of."""
+    mix_until: Literal["first", "last"] = "last"
+    """With weights, an epoch ends when the first of the sets is used up, or the last (smaller ones are repeated)."""
     train: str = "train"
     """Name of the split to train on."""
     validation: str = "validation"
@@ -73,8 +82,8 @@ class DataSection(Section):
     """Tokens of a pack: samples are put together up to this length."""
     window: Positive = 4096
     """Samples that packing chooses among; more fills better and mixes wider."""
-    over_long: Literal["error", "skip"] = "error"
-    """What becomes of a sample longer than a pack."""
+    over_long: Literal["error", "skip", "fewer_crops"] = "error"
+    """What becomes of a sample longer than a pack; fewer_crops: its pictures are cut into as many as fit."""
     last_batch: Literal["drop", "wrap", "short"] = "short"
     """What becomes of the packs at the end of an epoch that fill no global batch."""
     workers: NotNegative = 2
@@ -89,6 +98,11 @@ class DataSection(Section):
     """Most samples that may turn out damaged or missing while they are read; one more ends the run."""
     patience_minutes: Annotated[float, Field(ge=0, le=25)] = 20.0
     """How long an outage of the storage is sat out before the run ends; other ranks wait for half an hour."""
+
+    @property
+    def shard_sets(self) -> list[ShardsSection]:
+        """What is trained on, one set or several."""
+        return [ShardsSection(path=self.shards)] if isinstance(self.shards, str) else self.shards
 
 
 class BatchSection(Section):

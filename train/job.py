@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from data.whole import write_whole
 from train.checkpoint import CheckpointError, clear_unfinished, fingerprint_model, found, newest
 from train.config import ConfigError
 from train.config_schema import Config
@@ -13,12 +15,15 @@ from train.data_record import DataRecord
 from train.deepspeed_config import compose
 from train.distributed import World
 from train.engine import Engine, check_zero_keys, load_model, part_sizes
-from train.loop import Training, total_steps
-from train.material import Geometry, cache_folder, check_shards, find_model, read_geometry, shard_cache, shards_folder
+from train.loop import Training
+from train.material import Geometry, cache_folder, find_model, read_geometry, shard_cache, shard_folders
+from train.mixture import Mixture
 from train.pipeline.loader import Loader
-from train.pipeline.opening import open_plan
+from train.pipeline.opening import differing, record_of
 from train.pipeline.plan import Plan
+from train.pipeline.spec import PlanSpec
 from train.pipeline.storage import Storage
+from train.planning import describe_over_long, open_split, open_training, pinned_plan, total_steps
 from train.preemption import Preemption
 from train.runs import Earlier, RunError, RunFolder
 from train.tracking import Tracker
@@ -26,41 +31,15 @@ from train.validation import Validation
 from train.waiting import Waiting
 
 
-def open_split(config: Config, split: str, model: Path, geometry: Geometry, world: World, shuffle: bool) -> Plan:
-    """The plan of a split. Rank 0 opens it first, so that text not counted yet is counted once for all."""
-
-    def opened() -> Plan:
-        return open_plan(
-            shards_folder(config),
-            split,
-            tokenizer_file=model / "tokenizer.json",
-            num_crops=geometry.num_crops,
-            crop_size=geometry.crop_size,
-            tokens_per_side=geometry.tokens_per_side,
-            pack_length=config.data.pack_length,
-            window=config.data.window,
-            over_long=config.data.over_long,
-            last_batch=config.data.last_batch if shuffle else "short",
-            shuffle=shuffle,
-            seed=config.run.seed,
-            global_batch_packs=config.batch.global_batch_packs,
-            crops_per_chunk=config.model.crops_per_chunk,
-            labels_per_chunk=config.model.labels_per_chunk,
-            cache=cache_folder(config),
-        )
-
-    if world.size > 1:
-        world.from_first(lambda: opened() and None)
-    return world.agree(opened)
-
-
 def open_validation(config: Config, model: Path, geometry: Geometry, world: World) -> Validation | None:
     """What the validation loss is measured on, or None where the shards have no such split."""
-    shards = check_shards(config).shards
-    if not shards.get(config.data.validation):
+    found = world.agree(lambda: shard_folders(config, config.data.validation))
+    if not found:
         return None
+    # Each sample once: the loss is of the samples there are, whatever the training's weights.
+    folders = [replace(one, weight=None) for one in found]
     return Validation(
-        plan=open_split(config, config.data.validation, model, geometry, world, shuffle=False),
+        plan=open_split(config, folders, config.data.validation, model, geometry, world, shuffle=False),
         tokenizer=model / "tokenizer.json",
         packs=config.evaluate.packs,
         workers=config.data.workers,
@@ -107,24 +86,48 @@ def describe(engine: Engine, plan: Plan, config: Config, world: World, total: in
     return (
         f"training {trained:,} parameters ({config.tune.method}): {parts}\n"
         f"{where}, {config.model.precision}, attention {engine.attention}, ZeRO-{engine.zero_stage}\n"
-        f"an epoch: {figures.samples:,} samples ({figures.over_long:,} too long) in {figures.packs:,} packs of "
+        f"an epoch: {figures.samples:,} samples ({figures.over_long:,} too long, {figures.cut_down:,} in "
+        f"fewer crops) in {figures.packs:,} packs of "
         f"{config.data.pack_length:,} tokens, {figures.fill:.1%} full, {figures.steps:,} steps; the run: {total:,}"
     )
 
 
-def check_plan(folder: Path, saved: str, plan: Plan) -> None:
+def check_plan(folder: Path, saved: str, plan: Plan, pinned: PlanSpec | None) -> None:
     """Raise CheckpointError where the data are not what the checkpoint was trained on."""
     if saved != plan.spec.fingerprint():
+        others = ", ".join(differing(pinned, plan.spec)) if pinned else "the shards or the tokenizer"
         raise CheckpointError(
-            f"{folder}: the order of training was another (plan {saved[:12]}, now {plan.spec.fingerprint()[:12]}): the "
-            "shards or the tokenizer were changed since; bring them back, or start another run by --run NAME"
+            f"{folder}: the order of training was another (plan {saved[:12]}, now {plan.spec.fingerprint()[:12]}): "
+            f"{others} changed since; bring back what was there, or start another run by --run NAME"
         )
 
 
-def resume(engine: Engine, plan: Plan, start: Path, base: Mapping[str, str], earlier: Earlier, console: Console) -> int:
+def begin(
+    run: RunFolder,
+    config: Config,
+    settings: Mapping[str, Any],
+    plan: Plan,
+    tokenizer: Path,
+    total: int,
+    start: Path | None,
+) -> None:
+    """Write what this start is made of into the run's folder; on rank 0."""
+    run.begin(config, settings, record_of(plan, tokenizer, cache_folder(config)), total, start)
+    write_whole(run.path / "over_long.jsonl", describe_over_long(plan))
+
+
+def resume(
+    engine: Engine,
+    plan: Plan,
+    pinned: PlanSpec | None,
+    start: Path,
+    base: Mapping[str, str],
+    earlier: Earlier,
+    console: Console,
+) -> int:
     """Load a checkpoint and say from where the run goes on; returns its step."""
     manifest = engine.load(start)
-    check_plan(start, manifest.plan, plan)
+    check_plan(start, manifest.plan, plan, pinned)
     if manifest.base["fingerprint"] != base["fingerprint"]:
         raise CheckpointError(
             f"{start}: training started from another model than {base['path']} is now; bring {manifest.base['path']} "
@@ -160,17 +163,18 @@ def work(config: Config, settings: dict[str, Any], run: RunFolder, world: World)
             f"model.path: {config.model.path} was fetched and is not in the local cache; is the disk full?"
         )
     geometry = world.agree(lambda: read_geometry(folder, config.model.num_crops))
-    plan = open_split(config, config.data.train, folder, geometry, world, shuffle=True)
+    pinned = world.from_first(lambda: pinned_plan(run.path, start))
+    plan = open_training(config, folder, geometry, world, pinned)
     validation = open_validation(config, folder, geometry, world)
     total = total_steps(plan, config.stop.epochs, config.stop.steps)
     if world.from_first(lambda: run.is_finished(start, total)):
         console.say(f"{run.path} is finished: {total:,} steps, {start}; raise stop.steps or stop.epochs to go on")
         return
-    world.from_first(lambda: run.begin(config, settings, plan.spec.to_json(), total, start))
+    world.from_first(lambda: begin(run, config, settings, plan, folder / "tokenizer.json", total, start))
     base = {"path": config.model.path, "fingerprint": world.from_first(lambda: fingerprint_model(folder))}
     composed = compose(config, settings, world.size)
     engine = Engine(load_model(config, folder, composed, world.device), config, composed, world)
-    done = resume(engine, plan, start, base, earlier, console) if start else 0
+    done = resume(engine, plan, pinned, start, base, earlier, console) if start else 0
     world.from_first(lambda: run.cut_metrics(done))
     console.say(describe(engine, plan, config, world, total))
     tracker = Tracker(config.wandb, run.path, str(config.run.name), config.model_dump()) if world.first else None
@@ -201,6 +205,7 @@ def work(config: Config, settings: dict[str, Any], run: RunFolder, world: World)
             preemption=preemption,
             record=record,
             waiting=Waiting(config.data.workers),
+            mixture=Mixture(plan, run.metrics, done) if world.first else None,
             done=done,
             total=total,
             checkpoint=start,

@@ -16,12 +16,14 @@ from train.data_record import DataRecord
 from train.distributed import World
 from train.engine import Engine
 from train.loss import backward_scale, count_labels, mean_loss
+from train.mixture import Mixture
 from train.optim import learning_rate
 from train.pipeline.batch import Batch
 from train.pipeline.encode import SECONDS
 from train.pipeline.loader import Loader
 from train.pipeline.makers import Interrupted
 from train.pipeline.plan import Plan
+from train.pipeline.verify import step_digest
 from train.preemption import Preemption
 from train.runs import RunFolder, State
 from train.tracking import Tracker
@@ -29,16 +31,6 @@ from train.validation import Validation
 from train.waiting import Waiting
 
 GIB = 2**30
-
-
-def total_steps(plan: Plan, epochs: float | None, steps: int | None) -> int:
-    """Optimizer steps of a run that stops after so many epochs or steps, whichever comes first."""
-    limits = [] if steps is None else [steps]
-    if epochs is not None:
-        whole = math.floor(epochs)
-        part = math.ceil((epochs - whole) * plan.steps_in(whole)) if epochs > whole else 0
-        limits.append(plan.steps_until(whole) + part)
-    return min(limits)
 
 
 def memory_gib(world: World) -> float:
@@ -94,6 +86,8 @@ class Training:
     preemption: Preemption
     record: DataRecord
     waiting: Waiting
+    mixture: Mixture | None
+    """On rank 0."""
     done: int
     """Optimizer steps done."""
     total: int
@@ -206,6 +200,8 @@ class Training:
                 "memory_gib": memory_gib(self.world),
             },
         }
+        if self.mixture is not None:
+            record |= {"keys": step_digest(self.plan, self.done - 1)} | self.mixture.add(self.done - 1)
         self.write(lines, record)
         warning = self.waiting.add(seconds, waited, spent)
         if warning:

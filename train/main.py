@@ -1,6 +1,7 @@
 """Fine-tunes Phi-3-vision with DeepSpeed ZeRO.
 
     deepspeed [--hostfile launch/hosts] train/main.py [--config FILE] [--set section.key=value …] [--run NAME]
+        [--dry-run]
 
 torchrun, srun and plain python start it as well (torchrun takes --run for an option of its own: give it
 `--set run.name=NAME`). The same command goes on with a run that was ended before its time.
@@ -51,6 +52,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--run", metavar="NAME", help="name of the run's folder (default: run.name, or the file's name)"
     )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what would be trained, how full and how even; needs no GPU"
+    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     return parser.parse_args(arguments)
 
@@ -82,6 +86,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load(options.config, options.overrides, options.run)
         settings = read(config)
         check(config, fetch=place.local_rank == 0)
+        if options.dry_run:
+            if place.rank == 0:
+                from train.dry_run import dry_run
+
+                for line in dry_run(config):
+                    print(line, flush=True)
+            return 0
         world = bring_together(place, os.environ)
     except UserError as error:
         tell(place, error)

@@ -8,6 +8,7 @@ from typing import Any
 from data.manifest import Manifest
 from data.schema import UserError
 from train.config_schema import Config
+from train.pipeline.opening import Folder
 from train.pipeline.remote import default_cache, is_remote, mirror
 
 NEEDED = ("config.json", "preprocessor_config.json", "tokenizer.json")
@@ -115,11 +116,19 @@ def no_model(path: str, reason: str | None) -> str:
     )
 
 
-def shards_folder(config: Config) -> Path:
-    """The folder of `data.shards`; of an address, one with its manifest and indexes, fetched if they changed."""
-    if not is_remote(config.data.shards):
-        return Path(config.data.shards)
-    return mirror(config.data.shards, shard_cache(config), 60 * config.data.patience_minutes)
+def shards_folder(config: Config, path: str | None = None) -> Path:
+    """The folder of a set of shards, of the first of `data.shards` where none is named; of an address, one with its
+    manifest and indexes, fetched if they changed."""
+    path = path or config.data.shard_sets[0].path
+    if not is_remote(path):
+        return Path(path)
+    return mirror(path, shard_cache(config), 60 * config.data.patience_minutes)
+
+
+def shard_folders(config: Config, split: str) -> list[Folder]:
+    """The sets of `data.shards` that have a split, with their weights."""
+    folders = [Folder(path=shards_folder(config, one.path), weight=one.weight) for one in config.data.shard_sets]
+    return [one for one in folders if Manifest.load(one.path).shards.get(split)]
 
 
 def shard_cache(config: Config) -> Path:
@@ -127,12 +136,14 @@ def shard_cache(config: Config) -> Path:
     return Path(config.data.shard_cache) if config.data.shard_cache else default_cache()
 
 
-def check_shards(config: Config) -> Manifest:
-    """The manifest of `data.shards`, with every shard of the training split there and of its size.
+def check_shards(config: Config) -> None:
+    """Raise UserError where a set of `data.shards` is not there, of another format version, without the training split,
+    or lacks a shard."""
+    for one in config.data.shard_sets:
+        _check_set(config, shards_folder(config, one.path))
 
-    Raises UserError for no shards, another format version, a shard that is missing or cut.
-    """
-    folder = shards_folder(config)
+
+def _check_set(config: Config, folder: Path) -> None:
     if not (folder / "manifest.json").is_file():
         raise MissingMaterial(
             f"data.shards: no shards at {folder}\n"
@@ -147,7 +158,6 @@ def check_shards(config: Config) -> Manifest:
         raise MissingMaterial(
             f"data.train: {folder} has no split {config.data.train!r}, only {', '.join(sorted(manifest.shards))}"
         )
-    return manifest
 
 
 def check(config: Config, fetch: bool) -> None:

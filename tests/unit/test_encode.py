@@ -42,7 +42,9 @@ def lengths_of(maker: PackMaker, built: SmallShards, samples: tuple[int, ...]) -
 
 
 def job(samples: tuple[int, ...], tokens: tuple[int, ...]) -> Job:
-    return Job(step=0, number=3, samples=samples, tokens=tokens, crop_chunks=2, label_chunks=1)
+    return Job(
+        step=0, number=3, samples=samples, tokens=tokens, num_crops=(4,) * len(samples), crop_chunks=2, label_chunks=1
+    )
 
 
 def made(built: SmallShards, samples: tuple[int, ...]) -> Batch:

@@ -200,7 +200,7 @@ def test_samples_of_a_shard_that_goes_missing_are_left_out_by_name(tmp_path: Pat
 
 def test_a_bug_in_a_worker_is_raised_with_its_traceback(built: SmallShards):
     with loader_of(built, workers=1) as loader:
-        job = Job(step=0, number=0, samples=(10**6,), tokens=(1,), crop_chunks=1, label_chunks=1)
+        job = Job(step=0, number=0, samples=(10**6,), tokens=(1,), num_crops=(4,), crop_chunks=1, label_chunks=1)
         result = loader._makers[0].submit(job)
         with pytest.raises(WorkerFailed, match=r"pack 0 of step 0:(.|\n)*IndexError"):
             result()

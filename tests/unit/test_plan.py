@@ -3,14 +3,19 @@
 import dataclasses
 import itertools
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from train.pipeline import plan as plan_module
+from train.pipeline.dealing import balance, deal_packs
 from train.pipeline.lengths import Lengths
-from train.pipeline.plan import Pack, Plan, deal_packs
-from train.pipeline.spec import PlanError, PlanSpec, ShardRef
+from train.pipeline.pack import pack_window
+from train.pipeline.plan import Plan
+from train.pipeline.spec import PlanError, PlanSpec, ShardRef, Source
 
 WORLDS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 64)
 
@@ -28,15 +33,24 @@ class FakeCorpus:
         return f"k{number:05d}"
 
 
-def make_plan(count: int = 331, lengths: Lengths | None = None, **settings: Any) -> Plan:
+def lengths_of(tokens: np.ndarray) -> Lengths:
+    ones = np.ones(len(tokens), np.int32)
+    return Lengths(tokens=tokens.astype(np.int32), labels=ones, crops=3 * ones, num_crops=4 * ones)
+
+
+def source(shard_samples: Sequence[int], weight: float | None = None) -> Source:
+    shards = tuple(
+        ShardRef(name=f"shard-{number:06d}.tar", sha256=f"{number:064x}", samples=samples)
+        for number, samples in enumerate(shard_samples)
+    )
+    return Source(split="train", shards=shards, weight=weight)
+
+
+def make_plan(count: int = 331, lengths: Lengths | None = None, cache: Path | None = None, **settings: Any) -> Plan:
     rng = np.random.default_rng(count)
     third = count // 3
     values = {
-        "split": "train",
-        "shards": tuple(
-            ShardRef(name=f"shard-{number:06d}.tar", sha256=f"{number:064x}", samples=samples)
-            for number, samples in enumerate((third, third, count - 2 * third))
-        ),
+        "sources": (source((third, third, count - 2 * third)),),
         "tokenizer_hash": "0" * 64,
         "template": "bare",
         "num_crops": 4,
@@ -56,8 +70,9 @@ def make_plan(count: int = 331, lengths: Lengths | None = None, **settings: Any)
         tokens=rng.integers(20, 400, count).astype(np.int32),
         labels=rng.integers(1, 30, count).astype(np.int32),
         crops=rng.integers(0, 6, count).astype(np.int32),
+        num_crops=np.full(count, 4, np.int32),
     )
-    return Plan(PlanSpec(**values), FakeCorpus(count), lengths)  # type: ignore[arg-type]
+    return Plan(PlanSpec(**values), FakeCorpus(count), lengths, cache)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -77,13 +92,49 @@ def test_any_number_of_ranks_trains_the_same_batches_with_equal_micro_steps(worl
             assert micro[0].label_chunks == max(1, max(-(-m.pack.labels // 64) for m in micro))
 
 
+def trained(plan: Plan, steps: range, world: int) -> list[list[tuple[int, tuple[int, ...]]]]:
+    """What the ranks of a job train on, step by step: their packs put together."""
+    together = []
+    for step in steps:
+        dealt = (micro.pack for rank in range(world) for micro in plan.deal(step, rank, world))
+        together.append(sorted((pack.number, pack.samples) for pack in dealt if pack.samples))
+    return together
+
+
 def test_a_run_goes_on_at_any_step_with_any_number_of_ranks():
     straight = make_plan()
     steps = straight.steps_until(2) + 1
-    expected = [straight.batch(step) for step in range(steps)]
-    for stop in range(1, steps, 5):
-        resumed = make_plan()
-        assert [resumed.batch(step) for step in range(stop, steps)] == expected[stop:]
+    expected = trained(straight, range(steps), 1)
+    for stop, world in zip(range(1, steps), itertools.cycle(WORLDS)):
+        assert trained(make_plan(), range(stop, steps), world) == expected[stop:]
+
+
+@pytest.mark.soak
+def test_a_large_plan_goes_on_at_any_step_with_any_number_of_ranks():
+    straight = make_plan(count=20_000, window=512, global_batch_packs=48)
+    steps = straight.steps_until(3)
+    expected = trained(straight, range(steps), 1)
+    seen = [sample for batch in expected[: straight.steps_in(0)] for _, samples in batch for sample in samples]
+    assert sorted(seen) == list(range(20_000))
+    for world in range(1, 65):
+        stop = steps * world // 65
+        assert (
+            trained(make_plan(count=20_000, window=512, global_batch_packs=48), range(stop, steps), world)
+            == expected[stop:]
+        )
+
+
+def test_a_step_is_found_without_packing_what_lies_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    settings = {"count": 2000, "cache": tmp_path}
+    straight = make_plan(**settings)
+    last = straight.steps_until(3) - 1
+    expected = straight.batch(last)
+    packed = []
+    monkeypatch.setattr(
+        plan_module, "pack_window", lambda *given, **named: packed.append(0) or pack_window(*given, **named)
+    )
+    assert make_plan(**settings).batch(last) == expected
+    assert 1 <= len(packed) <= 2
 
 
 @pytest.mark.parametrize("last_batch", ["short", "wrap", "drop"])
@@ -112,7 +163,7 @@ def test_wrap_fills_a_batch_from_fewer_packs_than_it_has():
 
 def test_drop_without_a_full_batch_is_refused_with_what_to_do():
     with pytest.raises(PlanError, match="lower global_batch_packs or set last_batch"):
-        make_plan(count=9, last_batch="drop", global_batch_packs=8)
+        make_plan(count=9, last_batch="drop", global_batch_packs=8).steps_in(0)
 
 
 def test_steps_are_located_across_epochs_of_different_lengths():
@@ -126,7 +177,7 @@ def test_steps_are_located_across_epochs_of_different_lengths():
 def test_a_sample_longer_than_a_pack_is_skipped_and_known_or_refused_by_key():
     tokens = np.full(30, 300, np.int32)
     tokens[11] = 1001
-    lengths = Lengths(tokens=tokens, labels=np.ones(30, np.int32), crops=np.ones(30, np.int32))
+    lengths = lengths_of(tokens)
     plan = make_plan(count=30, lengths=lengths)
     assert plan.over_long.tolist() == [11]
     assert plan.figures().samples == 29
@@ -136,29 +187,23 @@ def test_a_sample_longer_than_a_pack_is_skipped_and_known_or_refused_by_key():
         make_plan(count=30, lengths=lengths, pack_length=100)
 
 
-def lockstep(rows: list[list[Pack]]) -> int:
-    """Work of a step in which ranks wait for one another after each micro-step."""
-    return sum(max(pack.work for pack in row) for row in rows)
-
-
 @pytest.mark.parametrize("world", [4, 8])
 def test_ranks_wait_less_for_one_another_than_dealt_in_order(world: int):
     plan = make_plan(count=4000, global_batch_packs=32, window=4000)
+    waiting = np.zeros(2)
     for step in range(plan.steps_in(0) - 1):
         packs = plan.batch(step).packs
-        dealt = deal_packs(packs, world)
-        in_order = [list(packs[first : first + world]) for first in range(0, len(packs), world)]
-        assert lockstep(dealt) < 0.92 * lockstep(in_order)
+        in_order = [packs[first : first + world] for first in range(0, len(packs), world)]
+        waiting += balance(deal_packs(packs, world)).waiting, balance(in_order).waiting
+    assert waiting[0] < 0.92 * waiting[1]
 
 
 def test_ranks_carry_equal_work_over_pictures_of_like_size():
     rng = np.random.default_rng(0)
     tokens = (rng.integers(20, 60, 4000) + rng.choice([145, 217, 301], 4000)).astype(np.int32)
-    lengths = Lengths(tokens=tokens, labels=np.ones(4000, np.int32), crops=np.full(4000, 3, np.int32))
+    lengths = lengths_of(tokens)
     plan = make_plan(count=4000, lengths=lengths, global_batch_packs=256, window=4000)
-    rows = deal_packs(plan.batch(0).packs, 64)
-    loads = [sum(row[rank].work for row in rows) for rank in range(64)]
-    assert max(loads) <= 1.05 * sum(loads) / 64
+    assert balance(deal_packs(plan.batch(0).packs, 64)).sums <= 1.05
 
 
 def test_like_packs_share_a_micro_step():
@@ -168,8 +213,8 @@ def test_like_packs_share_a_micro_step():
 
 
 def test_without_pictures_there_is_no_call_of_the_tower():
-    ones = np.ones(30, np.int32)
-    plan = make_plan(count=30, lengths=Lengths(tokens=ones * 90, labels=ones, crops=ones * 0))
+    lengths = lengths_of(np.full(30, 90))
+    plan = make_plan(count=30, lengths=dataclasses.replace(lengths, crops=0 * lengths.crops))
     assert plan.deal(0, 0, 1)[0].crop_chunks == 0
 
 
@@ -202,3 +247,50 @@ def test_the_digest_of_a_step_follows_its_keys_and_their_packs():
 def test_a_setting_out_of_range_is_refused_by_name(change: dict[str, Any]):
     with pytest.raises(PlanError, match=next(iter(change))):
         make_plan(**change)
+
+
+def drawn(plan: Plan, steps: int) -> np.ndarray:
+    """Samples of each source in the first steps."""
+    samples = [sample for step in range(steps) for pack in plan.batch(step).packs for sample in pack.samples]
+    return np.bincount(plan.source_of(np.array(samples)), minlength=len(plan.spec.sources))
+
+
+def test_without_weights_all_sets_of_shards_are_gone_through_once_and_mixed():
+    plan = make_plan(count=900, sources=(source((50, 50)), source((400, 400))))
+    batches = trained(plan, range(plan.steps_in(0)), 1)
+    assert sorted(sample for batch in batches for _, samples in batch for sample in samples) == list(range(900))
+    assert 0.08 < drawn(plan, 10)[0] / drawn(plan, 10).sum() < 0.14
+
+
+@pytest.mark.parametrize(("until", "passes"), [("first", (1, 1 / 3)), ("last", (3, 1))])
+def test_a_weighted_mixture_repeats_small_sets_or_ends_with_the_first(until: str, passes: tuple[float, float]):
+    sources = (source((100,), weight=1), source((150, 150), weight=1))
+    plan = make_plan(count=400, sources=sources, mix_until=until)
+    counts = drawn(plan, plan.steps_in(0))
+    assert counts.tolist() == [round(100 * passes[0]), round(300 * passes[1])]
+    assert plan.times_trained()[:100].tolist() == [round(passes[0])] * 100
+    # The larger set goes on where the epoch before left it: three epochs see all of it, once each pass.
+    batches = trained(plan, range(plan.steps_until(3)), 1)
+    large = [sample for batch in batches for _, samples in batch for sample in samples if sample >= 100]
+    assert np.bincount(large, minlength=400)[100:].tolist() == [round(3 * passes[1])] * 300
+
+
+@pytest.mark.parametrize("by", ["samples", "tokens"])
+def test_a_mixture_keeps_its_proportions(by: str):
+    rng = np.random.default_rng(0)
+    tokens = np.concatenate([rng.integers(200, 300, 1000), rng.integers(20, 500, 2000), np.full(500, 100)])
+    tokens[-250:] = 1500  # half of the last set is too long
+    sources = (source((500, 500), weight=0.5), source((2000,), weight=0.3), source((500,), weight=0.2))
+    settings = {"mix_by": by, "window": 512, "global_batch_packs": 4}
+    plan = make_plan(count=3500, lengths=lengths_of(tokens), sources=sources, **settings)
+    sums = np.zeros(3)
+    for step in range(1000):
+        for pack in plan.batch(step).packs:
+            samples = np.array(pack.samples)
+            np.add.at(sums, plan.source_of(samples), 1 if by == "samples" else tokens[samples])
+    assert np.abs(sums / sums.sum() - [0.5, 0.3, 0.2]).max() < 0.001
+
+
+def test_weights_are_given_to_all_sets_or_to_none():
+    with pytest.raises(PlanError, match="give every set of shards one above 0, or none"):
+        make_plan(count=400, sources=(source((100,), weight=1), source((300,))))

@@ -67,6 +67,8 @@ class Job:
     samples: tuple[int, ...]
     tokens: tuple[int, ...]
     """Planned length of each sample."""
+    num_crops: tuple[int, ...]
+    """Most crops of each picture, sample by sample."""
     crop_chunks: int
     label_chunks: int
 
@@ -77,7 +79,7 @@ class Job:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Job":
         """The job that `to_json` wrote."""
-        return cls(**(values | {"samples": tuple(values["samples"]), "tokens": tuple(values["tokens"])}))
+        return cls(**(values | {name: tuple(values[name]) for name in ("samples", "tokens", "num_crops")}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,18 +104,26 @@ class Encoder:
         self._settings = settings
         self._conversation = Conversation(settings.tokenizer_file.read_text("utf-8"), settings.template)
 
-    def crops_of(self, entry: IndexEntry) -> int:
-        """Crops of all pictures of a sample, by the sizes in the index; without global views."""
-        places = (canvas(*size, self._settings.num_crops, self._settings.crop_size) for size in entry.image_sizes)
+    def crops_of(self, entry: IndexEntry, num_crops: int) -> int:
+        """Crops of all pictures of a sample, at most `num_crops` of each, by the sizes in the index; without global
+        views."""
+        places = (canvas(*size, num_crops, self._settings.crop_size) for size in entry.image_sizes)
         return sum(place.rows * place.columns for place in places)
 
-    def encode(self, sample: Sample, pictures: Sequence[bytes], out: NDArray[np.uint8] | None = None) -> Encoded:
+    def encode(
+        self,
+        sample: Sample,
+        pictures: Sequence[bytes],
+        out: NDArray[np.uint8] | None = None,
+        num_crops: int | None = None,
+    ) -> Encoded:
         """Ids, labels and crops of one sample.
 
         Args:
             sample: its messages name the pictures by tags.
             pictures: encoded, in the order of the tags' numbers.
             out: uint8 [K, 3, c, c], where the crops are put; else they get memory of their own.
+            num_crops: most crops of each picture; None: the settings'.
         Raises:
             PictureError: a picture cannot be decoded.
             ConversationError: messages and pictures do not fit together.
@@ -121,8 +131,9 @@ class Encoder:
             LengthMismatch: the pictures have other crops than `out` has room for.
         """
         settings = self._settings
+        num_crops = num_crops or settings.num_crops
         opened = [open_picture(data) for data in pictures]
-        places = [canvas(one.width, one.height, settings.num_crops, settings.crop_size) for one in opened]
+        places = [canvas(one.width, one.height, num_crops, settings.crop_size) for one in opened]
         grids = [(place.rows, place.columns) for place in places]
         total = sum(rows * columns for rows, columns in grids)
         size = settings.crop_size
@@ -132,7 +143,7 @@ class Encoder:
             raise LengthMismatch(f"{total} crops, planned were {len(out)}")
         at = 0
         for picture, (rows, columns) in zip(opened, grids, strict=True):
-            canvas_crops(picture, settings.num_crops, size, out=out[at : at + rows * columns])
+            canvas_crops(picture, num_crops, size, out=out[at : at + rows * columns])
             at += rows * columns
         tokens = [image_tokens(rows, columns, settings.tokens_per_side) for rows, columns in grids]
         ids, labels = self._conversation.encode(sample.messages, tokens)
@@ -172,7 +183,7 @@ class PackMaker:
             ReadError: the shards cannot be read at all.
         """
         entries = [self._corpus.entry(number) for number in job.samples]
-        crop_counts = [self._encoder.crops_of(entry) for entry in entries]
+        crop_counts = [self._encoder.crops_of(*one) for one in zip(entries, job.num_crops, strict=True)]
         size = self._settings.crop_size
         crops_shape = (sum(crop_counts), 3, size, size)
         tokens_shape, ends_shape = (max(sum(job.tokens), 1),), (max(len(entries), 1) + 1,)
@@ -189,12 +200,12 @@ class PackMaker:
         used, read_s, encode_s = 0, 0.0, 0.0
         remote_before = self._reader.remote_s
         self._reader.expect(entries)
-        for entry, count, tokens in zip(entries, crop_counts, job.tokens, strict=True):
+        for entry, count, tokens, most in zip(entries, crop_counts, job.tokens, job.num_crops, strict=True):
             begun = read = time.perf_counter()
             try:
                 content = self._reader.read(entry)
                 read = time.perf_counter()
-                sample = self._encoder.encode(*content, crops[used : used + count])
+                sample = self._encoder.encode(*content, crops[used : used + count], most)
                 if len(sample.input_ids) != tokens:
                     raise LengthMismatch(f"{len(sample.input_ids)} tokens, planned were {tokens}")
             except LengthMismatch as error:
@@ -239,6 +250,6 @@ class PackMaker:
     def _mismatch(self, entry: IndexEntry, found: str) -> str:
         return (
             f"{self._corpus.shard_paths[entry.shard]}: sample {entry.key!r} has {found}; the index or the cached "
-            "lengths are not of these shards: delete lengths-*.npz in the cache folder, and build the shards again if "
-            "that does not help"
+            "lengths are not of these shards: delete lengths-*.npy and text-*.npy in the cache folder, and build the "
+            "shards again if that does not help"
         )

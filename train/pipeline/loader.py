@@ -160,6 +160,7 @@ class Loader:
             number=pack.number,
             samples=pack.samples,
             tokens=tuple(self._plan.lengths.tokens[list(pack.samples)].tolist()),
+            num_crops=tuple(self._plan.lengths.num_crops[list(pack.samples)].tolist()),
             crop_chunks=micro.crop_chunks,
             label_chunks=micro.label_chunks,
         )

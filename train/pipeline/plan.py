@@ -1,43 +1,33 @@
 """The order of training as arithmetic: the packs of global step s are a pure function of a PlanSpec and s.
 
+    python -m train.pipeline.plan verify RUN    recompute a run's steps and name the first that was trained on others
+
 Neither the number of ranks nor what happened before a step has a part in it, so resuming is asking for a step, on any
-number of ranks. NumPy only; workers and tools may import it without torch.
+number of ranks. Only the window of the order that a step lies in is packed; how many packs each window makes is counted
+once and kept. NumPy only; workers and tools may import it without torch.
 """
 
 import hashlib
 import math
+import sys
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from train.pipeline.corpus import Corpus
+from train.pipeline.dealing import Pack, deal_packs, work_of
 from train.pipeline.lengths import Lengths
-from train.pipeline.order import Ints, epoch_order
-from train.pipeline.pack import PackList, pack_epoch
+from train.pipeline.order import Counts, EpochOrder, Ints, Stream
+from train.pipeline.pack import PackList, pack_window
+from train.pipeline.sharing import Alone, Ranks, shared_table
 from train.pipeline.spec import PlanError, PlanSpec
 
-# What a pack costs. A token through the decoder's matrices takes 2 × 3.7e9 operations; each token it attends to
-# 4 × 3,072 × 32 layers more; a crop through the vision tower 2 × 0.3e9 × 577, as much as 47 tokens.
-WORK_PER_TOKEN = 18_800
-WORK_PER_PAIR = 1
-WORK_PER_CROP = 47 * WORK_PER_TOKEN
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pack:
-    """Samples that are trained as one row, and what they weigh."""
-
-    number: int
-    """Place in the global batch; packs added to even out the ranks count on from its last one."""
-    samples: tuple[int, ...]
-    """Numbers in the corpus; none in an added pack."""
-    tokens: int
-    labels: int
-    """Supervised tokens."""
-    crops: int
-    """Global views included."""
-    work: int
+# Kept from one call to the next: a loader looks ahead by less, and goes through both in order.
+KEPT_WINDOWS = 16
+KEPT_BATCHES = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +45,7 @@ class MicroStep:
 
     pack: Pack
     crop_chunks: int
-    """Calls of the vision tower; 0 only where the whole split has no picture."""
+    """Calls of the vision tower; 0 only where the whole corpus has no picture."""
     label_chunks: int
     """Calls of the output head, at least 1."""
 
@@ -66,6 +56,9 @@ class PlanFigures:
 
     samples: int
     over_long: int
+    """Samples that no pack takes."""
+    cut_down: int
+    """Samples whose pictures are cut into fewer crops so that a pack takes them."""
     packs: int
     steps: int
     tokens: int
@@ -76,87 +69,165 @@ class PlanFigures:
 
 
 class Plan:
-    """The packs of every step, computed an epoch at a time."""
+    """The packs of every step, computed a window of the order at a time."""
 
-    def __init__(self, spec: PlanSpec, corpus: Corpus, lengths: Lengths) -> None:
+    def __init__(self, spec: PlanSpec, corpus: Corpus, lengths: Lengths, cache: Path | None = None) -> None:
         """
         Args:
             spec: the settings.
             corpus: the samples of the shards that `spec` pins.
             lengths: of every sample of the corpus.
+            cache: folder where the packs of each window are kept as numbers; None keeps none.
         Raises:
-            PlanError: no sample fits into a pack; one does not and `over_long` is "error"; with `last_batch` "drop" the
-                packs do not fill one batch.
+            PlanError: no sample fits into a pack; one does not and `over_long` is "error".
         """
-        if not len(corpus) == len(lengths.tokens) == sum(shard.samples for shard in spec.shards):
+        samples = [source.samples for source in spec.sources]
+        if not len(corpus) == len(lengths.tokens) == sum(samples):
             raise ValueError(
-                f"corpus, lengths and spec disagree: {len(corpus)}, {len(lengths.tokens)}, "
-                f"{sum(shard.samples for shard in spec.shards)} samples"
+                f"corpus, lengths and spec disagree: {len(corpus)}, {len(lengths.tokens)}, {sum(samples)} samples"
             )
         self.spec = spec
         self.corpus = corpus
         self.lengths = lengths
         self.over_long: Ints = np.flatnonzero(lengths.tokens > spec.pack_length)
         """Samples that are left out because no pack takes them."""
-        self._has_pictures = bool(lengths.crops.any())
-        self._steps: list[int] = []
-        self._epochs: dict[int, PackList] = {}
         self._check()
+        self._cache = cache
+        self._starts: Ints = np.concatenate([[0], np.cumsum(samples)]).astype(np.int64)
+        self._has_pictures = bool(lengths.crops.any())
+        self.draws = self._draws_per_epoch()
+        """Samples that an epoch takes from each source, those too long included."""
+        block_shards = max(1, spec.block_shards // len(spec.sources))
+        self._order = EpochOrder(
+            [
+                Stream(
+                    [shard.samples for shard in source.shards],
+                    seed=spec.seed,
+                    block_shards=block_shards,
+                    shuffle=spec.shuffle,
+                    number=number,
+                )
+                for number, source in enumerate(spec.sources)
+            ],
+            self.draws,
+            window=spec.window,
+            seed=spec.seed,
+            shuffle=spec.shuffle,
+        )
+        self._ends: dict[int, Ints] = {}
+        self._windows: OrderedDict[tuple[int, int], PackList] = OrderedDict()
+        self._batches: OrderedDict[int, GlobalBatch] = OrderedDict()
 
     def _check(self) -> None:
         spec, longest = self.spec, int(self.lengths.tokens.max(initial=0))
+        names = ", ".join(sorted({source.split for source in spec.sources}))
         if len(self.over_long) and spec.over_long == "error":
             raise PlanError(
-                f"{spec.split}: {len(self.over_long)} of {len(self.corpus)} samples are longer than pack_length "
+                f"{names}: {len(self.over_long)} of {len(self.corpus)} samples are longer than pack_length "
                 f"{spec.pack_length}, first {self.key(int(self.over_long[0]))!r}, longest {longest} tokens; raise "
-                "pack_length or lower num_crops, or set over_long: skip to train without them"
+                "pack_length or lower num_crops, or set over_long: skip to train without them, or fewer_crops to cut "
+                "their pictures into fewer crops"
             )
         if len(self.over_long) == len(self.corpus):
             raise PlanError(
-                f"{spec.split}: none of its {len(self.corpus)} samples fits into a pack of {spec.pack_length} tokens "
+                f"{names}: none of its {len(self.corpus)} samples fits into a pack of {spec.pack_length} tokens "
                 f"(shortest {int(self.lengths.tokens.min(initial=longest))}); raise pack_length or lower num_crops"
             )
-        if self.steps_in(0) == 0:
-            raise PlanError(
-                f"{spec.split}: an epoch makes {len(self._packs(0))} packs, fewer than global_batch_packs "
-                f"{spec.global_batch_packs}, and last_batch: drop leaves no step; lower global_batch_packs or "
-                "set last_batch to short or wrap"
-            )
+
+    def _draws_per_epoch(self) -> list[int]:
+        spec = self.spec
+        if not spec.weighted:
+            return [source.samples for source in spec.sources]
+        rates = []
+        for source, start, stop in zip(spec.sources, self._starts[:-1], self._starts[1:], strict=True):
+            tokens = self.lengths.tokens[start:stop]
+            packed = tokens[tokens <= spec.pack_length]
+            given = len(packed) if spec.mix_by == "samples" else int(packed.sum(dtype=np.int64))
+            if not given:
+                raise PlanError(
+                    f"a set of shards of split {source.split} has no sample that fits into a pack; leave it out"
+                )
+            assert source.weight is not None
+            rates.append(source.weight * source.samples / given)
+        passes = [source.samples / rate for source, rate in zip(spec.sources, rates, strict=True)]
+        scale = min(passes) if spec.mix_until == "first" else max(passes)
+        return [max(1, round(rate * scale)) for rate in rates]
 
     def key(self, sample: int) -> str:
         """The key of a sample, by its number in the corpus."""
         return self.corpus.key(sample)
 
-    def _packs(self, epoch: int) -> PackList:
-        """The packs of an epoch. The two latest are kept: a loader that looks ahead crosses from one to the next."""
-        spec = self.spec
-        epoch = epoch if spec.shuffle else 0
-        if epoch not in self._epochs:
-            if spec.shuffle:
-                counts = np.array([shard.samples for shard in spec.shards], np.int64)
-                order = epoch_order(counts, seed=spec.seed, epoch=epoch, block_shards=spec.block_shards)
-            else:
-                order = np.arange(len(self.corpus), dtype=np.int64)
-            while len(self._epochs) > 1:
-                del self._epochs[next(iter(self._epochs))]
-            self._epochs[epoch] = pack_epoch(
-                order[self.lengths.tokens[order] <= spec.pack_length],
-                self.lengths.tokens,
-                capacity=spec.pack_length,
-                window=spec.window,
-                shuffle=spec.shuffle,
-                seed=spec.seed,
+    def source_of(self, samples: Ints) -> Ints:
+        """The source that each sample belongs to; int64."""
+        return np.searchsorted(self._starts, samples, side="right") - 1
+
+    def members(self, epoch: int, window: int) -> Ints:
+        """The samples of one window of an epoch that a pack takes, in their order; int64."""
+        members = self._order.window(epoch, window)
+        return members[self.lengths.tokens[members] <= self.spec.pack_length]
+
+    def _window(self, epoch: int, window: int) -> PackList:
+        if (epoch, window) not in self._windows:
+            members = self.members(epoch, window)
+            self._windows[epoch, window] = pack_window(
+                members,
+                self.lengths.tokens[members].astype(np.int64),
+                capacity=self.spec.pack_length,
+                shuffle=self.spec.shuffle,
+                seed=self.spec.seed,
                 epoch=epoch,
+                window=window,
             )
-        return self._epochs[epoch]
+            if len(self._windows) > KEPT_WINDOWS:
+                self._windows.popitem(last=False)
+        return self._windows[epoch, window]
+
+    def _ends_of(self, epoch: int, ranks: Ranks) -> Ints:
+        """Packs up to and with each window of an epoch, int64 [windows + 1] from 0; counted by all ranks together."""
+        epoch = self._arithmetic_epoch(epoch)
+        if epoch not in self._ends:
+
+            def work(start: int, stop: int) -> Counts:
+                return np.array([[len(self._window(epoch, window)) for window in range(start, stop)]], np.int32)
+
+            file = None
+            if self._cache and self._order.windows > KEPT_WINDOWS:
+                total = int(self.lengths.tokens.sum(dtype=np.int64))
+                file = self._cache / f"packs-{self.spec.fingerprint()[:32]}-{total}-{epoch}.npy"
+            counts = shared_table(file, (1, self._order.windows), work, ranks, say=f"windows of epoch {epoch} packed")
+            self._ends[epoch] = np.concatenate([[0], np.cumsum(counts[0], dtype=np.int64)])
+        return self._ends[epoch]
+
+    def _arithmetic_epoch(self, epoch: int) -> int:
+        """The epoch whose packs an epoch has: the first's where nothing is shuffled."""
+        return epoch if self.spec.shuffle else 0
+
+    def prepare(self, ranks: Ranks, *, epochs: int = 1, steps: int | None = None) -> None:
+        """Count the packs of the first epochs, by all ranks together; every rank calls it alike.
+
+        Args:
+            epochs: so many of them,
+            steps: or fewer, where they hold so many steps.
+        """
+        for epoch in range(epochs):
+            self._ends_of(epoch, ranks)
+            if steps is not None and self.steps_until(epoch + 1) >= steps:
+                break
+
+    def packs_in(self, epoch: int) -> int:
+        """Packs of one epoch; epochs may differ by a few."""
+        return int(self._ends_of(epoch, Alone())[-1])
 
     def steps_in(self, epoch: int) -> int:
-        """Optimiser steps of one epoch; epochs may differ by a few, as their packs do."""
-        while len(self._steps) <= epoch:
-            packs = len(self._packs(len(self._steps)))
-            exact = packs / self.spec.global_batch_packs
-            self._steps.append(math.floor(exact) if self.spec.last_batch == "drop" else math.ceil(exact))
-        return self._steps[epoch]
+        """Optimiser steps of one epoch; raises PlanError where last_batch: drop leaves none."""
+        packs, size = self.packs_in(epoch), self.spec.global_batch_packs
+        steps = packs // size if self.spec.last_batch == "drop" else -(-packs // size)
+        if steps == 0:
+            raise PlanError(
+                f"an epoch makes {packs} packs, fewer than global_batch_packs {size}, and last_batch: drop leaves "
+                "no step; lower global_batch_packs or set last_batch to short or wrap"
+            )
+        return steps
 
     @property
     def steps_per_epoch(self) -> int:
@@ -186,22 +257,27 @@ class Plan:
             tokens=int(tokens.sum()),
             labels=int(self.lengths.labels[samples].sum()),
             crops=crops,
-            work=int(tokens.sum()) * WORK_PER_TOKEN
-            + int((tokens * tokens).sum()) // 2 * WORK_PER_PAIR
-            + crops * WORK_PER_CROP,
+            work=work_of(tokens, crops),
         )
 
     def batch(self, step: int) -> GlobalBatch:
         """The packs of global step `step`, the same for any number of ranks."""
-        epoch, place = self.locate(step)
-        packs = self._packs(epoch)
-        size = self.spec.global_batch_packs
-        stop = (place + 1) * size
-        if self.spec.last_batch != "wrap":
-            stop = min(stop, len(packs))
-        chosen = (packs.of(p % len(packs)) for p in range(place * size, stop))
-        numbered = tuple(self._pack(number, samples) for number, samples in enumerate(chosen))
-        return GlobalBatch(step=step, epoch=epoch, packs=numbered)
+        if step not in self._batches:
+            epoch, place = self.locate(step)
+            ends = self._ends_of(epoch, Alone())
+            size, total = self.spec.global_batch_packs, int(ends[-1])
+            stop = (place + 1) * size
+            if self.spec.last_batch != "wrap":
+                stop = min(stop, total)
+            packs = []
+            for number, pack in enumerate(range(place * size, stop)):
+                window = int(np.searchsorted(ends, pack % total, side="right")) - 1
+                samples = self._window(self._arithmetic_epoch(epoch), window).of(pack % total - int(ends[window]))
+                packs.append(self._pack(number, samples))
+            self._batches[step] = GlobalBatch(step=step, epoch=epoch, packs=tuple(packs))
+            if len(self._batches) > KEPT_BATCHES:
+                self._batches.popitem(last=False)
+        return self._batches[step]
 
     def deal(self, step: int, rank: int, world: int) -> list[MicroStep]:
         """One rank's micro-steps of a global step: ceil(packs / world) of them on every rank."""
@@ -225,43 +301,41 @@ class Plan:
         packs = ("\n".join(self.key(sample) for sample in pack.samples) for pack in self.batch(step).packs)
         return hashlib.sha256("\n\n".join(packs).encode()).hexdigest()
 
+    def times_trained(self, epoch: int = 0) -> Counts:
+        """How often an epoch trains on each sample; int32 [samples]. More than once only in a weighted mixture."""
+        if not self.spec.weighted:
+            return (self.lengths.tokens <= self.spec.pack_length).astype(np.int32)
+        times = np.zeros(len(self.corpus), np.int32)
+        for window in range(self._order.windows):
+            np.add.at(times, self.members(self._arithmetic_epoch(epoch), window), 1)
+        return times
+
     def figures(self, epoch: int = 0) -> PlanFigures:
         """What an epoch amounts to, before any of it is read."""
-        packs = self._packs(epoch)
-        tokens = int(self.lengths.tokens[packs.samples].sum(dtype=np.int64))
+        times, packs = self.times_trained(epoch), self.packs_in(epoch)
+        tokens, labels, crops = (
+            int(np.einsum("i,i->", times, values, dtype=np.int64))
+            for values in (self.lengths.tokens, self.lengths.labels, self.lengths.crops)
+        )
         return PlanFigures(
-            samples=len(packs.samples),
+            samples=int(times.sum(dtype=np.int64)),
             over_long=len(self.over_long),
-            packs=len(packs),
+            cut_down=int(np.count_nonzero((self.lengths.num_crops < self.spec.num_crops) & (times > 0))),
+            packs=packs,
             steps=self.steps_in(epoch),
             tokens=tokens,
-            labels=int(self.lengths.labels[packs.samples].sum(dtype=np.int64)),
-            crops=int(self.lengths.crops[packs.samples].sum(dtype=np.int64)),
-            fill=tokens / (len(packs) * self.spec.pack_length),
+            labels=labels,
+            crops=crops,
+            fill=tokens / (packs * self.spec.pack_length),
         )
 
 
-def deal_packs(packs: Sequence[Pack], world: int) -> list[list[Pack]]:
-    """Deal a batch's packs to ranks so that they carry equal work, in each micro-step and in sum.
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns its exit code."""
+    from train.pipeline import verify
 
-    Ranks wait for one another in every layer, so a micro-step takes as long as its heaviest pack: packs of like weight
-    go into one micro-step, and within it the heaviest to the rank that has carried least.
+    return verify.main(arguments)
 
-    Returns:
-        [micro-step][rank] packs, ceil(packs / world) micro-steps; missing packs are empty ones.
-    """
-    heaviest_first = sorted(packs, key=lambda pack: (-pack.work, pack.number))
-    carried = [0] * world
-    dealt = []
-    for first in range(0, len(packs), world):
-        row = heaviest_first[first : first + world]
-        row += [
-            Pack(number=first + place, samples=(), tokens=0, labels=0, crops=0, work=0)
-            for place in range(len(row), world)
-        ]
-        by_rank: list[Pack] = [row[0]] * world
-        for pack, rank in zip(row, sorted(range(world), key=lambda rank: (carried[rank], rank)), strict=True):
-            by_rank[rank] = pack
-            carried[rank] += pack.work
-        dealt.append(by_rank)
-    return dealt
+
+if __name__ == "__main__":
+    sys.exit(main())

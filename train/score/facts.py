@@ -113,7 +113,7 @@ def _model(config: Config, saved: Manifest, status: Mapping[str, Any]) -> dict[s
 def _data(config: Config, shards: ShardManifest) -> dict[str, str]:
     source = shards.build.get("source")
     lines = {
-        "shards": config.data.shards,
+        "shards": ", ".join(one.path for one in config.data.shard_sets),
         "source": source if isinstance(source, str) else "",
         "question": shards.question or "",
         "answer": shards.answer_template or "",

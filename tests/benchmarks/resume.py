@@ -1,0 +1,116 @@
+"""How long a resume takes to its first batch's plan, and in how much memory; and what its caches cost.
+
+    python -m tests.benchmarks.resume [--samples 10000000] [--folder FOLDER]
+
+Two processes open the same plan, the first with an empty cache. Seconds are wall-clock, imports taken off; memory is
+the process's own pages (USS), less what it had after its imports.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+EPOCH, SHARE, RANKS = 3, 0.93, 8
+
+
+def own_memory() -> int:
+    """Bytes that belong to this process alone."""
+    fields = (line.split() for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
+    return sum(int(field[1]) * 1024 for field in fields if field[0] in ("Private_Clean:", "Private_Dirty:"))
+
+
+class Peak(threading.Thread):
+    """Watches the process's own memory."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.base = self.most = own_memory()
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        while not self.ended.wait(0.05):
+            self.most = max(self.most, own_memory())
+
+
+def resume(folder: Path) -> dict[str, float]:
+    """Open the plan and deal the batch at 93 % of epoch 3 to one of eight ranks."""
+    from train.pipeline.opening import open_plan
+
+    peak = Peak()
+    peak.start()
+    begun, cpu = time.perf_counter(), time.process_time()
+    plan = open_plan(
+        folder,
+        "train",
+        tokenizer_file=folder / "tokenizer.json",
+        num_crops=4,
+        crop_size=336,
+        tokens_per_side=12,
+        pack_length=4096,
+        window=4096,
+        over_long="skip",
+        last_batch="short",
+        shuffle=True,
+        seed=0,
+        global_batch_packs=64,
+        crops_per_chunk=16,
+        labels_per_chunk=1024,
+        cache=folder / "cache",
+    )
+    step = plan.steps_until(EPOCH) + int(SHARE * plan.steps_in(EPOCH))
+    micro_steps = plan.deal(step, 0, RANKS)
+    digest = plan.digest(step)
+    seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
+    peak.ended.set()
+    return {
+        "seconds": seconds,
+        "cpu_s": cpu,
+        "peak_mb": (peak.most - peak.base) / 1e6,
+        "then_mb": (own_memory() - peak.base) / 1e6,
+        "step": step,
+        "micro_steps": len(micro_steps),
+        "digest": int(digest[:8], 16),
+    }
+
+
+def measure(folder: Path) -> dict[str, float]:
+    """`resume` in a process of its own."""
+    command = [sys.executable, "-m", "tests.benchmarks.resume", "--folder", str(folder), "--measure"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).resolve().parents[2])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--samples", type=int, default=10_000_000)
+    parser.add_argument("--folder", type=Path, help="where the index is made or lies; none: a temporary folder")
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(resume(options.folder)))
+        return
+    from tests.factories.large_index import large_index
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        if not (folder / "manifest.json").is_file():
+            large_index(folder, options.samples)
+        for what in ("caches built", "caches there"):
+            found = measure(folder)
+            print(
+                f"{what}: {found['seconds']:.1f} s ({found['cpu_s']:.1f} s of CPU), own memory at most "
+                f"{found['peak_mb']:.0f} MB, then {found['then_mb']:.0f} MB; step {found['step']:,.0f}",
+                flush=True,
+            )
+        epochs = EPOCH + 1
+        print(f"{options.samples:,} samples, {epochs} epochs packed when the caches were built")
+
+
+if __name__ == "__main__":
+    main()
