@@ -18,7 +18,7 @@ from train.pipeline.loader import Loader
 from train.pipeline.opening import open_plan
 from train.pipeline.patience import ReadError
 from train.pipeline.plan import Plan
-from train.pipeline.prefetch import whole_costs_less
+from train.pipeline.prefetch import STEPS_AHEAD, Prefetch, whole_costs_less
 from train.pipeline.read import ShardReader
 from train.pipeline.remote import mirror
 from train.pipeline.storage import Storage
@@ -222,3 +222,18 @@ SHARD = {"samples": 2_000, "size": 300_000_000, "shards": 100, "open_shards": 64
 )
 def test_whole_shards_where_they_fit_and_most_of_them_is_read(given: dict[str, float], whole: bool):
     assert whole_costs_less(**SHARD, **given) is whole  # type: ignore[arg-type]
+
+
+def test_the_plan_of_a_long_run_is_not_walked_to_its_end_for_a_few_shards(
+    built: SmallShards, site: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    plan_of(built, built.folder)
+    storage = storage_of(tmp_path)
+    plan = plan_of(built, mirror(site.url, Path(storage.cache or ""), 5.0))
+    looked: list[int] = []
+    batch = plan.batch
+    monkeypatch.setattr(plan, "batch", lambda step: looked.append(step) or batch(step))
+    prefetch = Prefetch(plan, start_step=0, end_step=10**9, storage=storage)
+    assert sorted(prefetch.due(0)) == [0, 1, 2]
+    assert len(looked) <= STEPS_AHEAD
+    assert prefetch.due(1) == []

@@ -10,6 +10,7 @@ from train.pipeline.storage import Storage
 
 # A request costs as much as so many bytes more in another one: 10 ms at 50 MB/s.
 REQUEST_BYTES = 512 * 1024
+STEPS_AHEAD = 64  # that are looked into: the plan keeps the packs of two epochs, not of a whole run
 
 
 def whole_costs_less(
@@ -70,7 +71,8 @@ class Prefetch:
         named = []
         for shard in [shard for shard, last in self._last_use.items() if last < step]:
             del self._last_use[shard]
-        while self._step < self._end_step and len(self._last_use) < self._ahead:
+        end = min(self._end_step, step + STEPS_AHEAD)
+        while self._step < end and len(self._last_use) < self._ahead:
             samples = [sample for pack in self._plan.batch(self._step).packs for sample in pack.samples]
             for shard in self._shards(samples):
                 if shard not in self._last_use:
