@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from data.geometry import image_tokens
 from data.manifest import CHAT_TEMPLATES
 from train.model.configuration import Phi3VConfig
 from train.model.modeling import Phi3VForCausalLM
@@ -66,11 +67,17 @@ def noise(width: int, height: int, seed: int = 0, mode: str = "RGB") -> Image.Im
 
 
 def sample(
-    seed: int, words: int, grids: list[tuple[int, int]] | None = None, answer: int = 5
-) -> dict[str, torch.Tensor | list[tuple[int, int]]]:
-    """One sample as tensors: input_ids [T], labels [T], crops uint8 [K, 3, 28, 28], image_sizes [N, 2].
+    seed: int,
+    words: int,
+    grids: list[tuple[int, int]] | None = None,
+    answer: int = 5,
+    crop_size: int = SIZES.crop_size,
+    side: int = 2,
+) -> dict[str, torch.Tensor]:
+    """One sample as tensors: input_ids [T], labels [T], crops uint8 [K, 3, c, c], image_sizes [N, 2].
 
-    Some words, the pictures of these grids in order, and an answer of labelled tokens.
+    Some words, the pictures of these grids in order, and an answer of labelled tokens. A crop is `side` × `side` image
+    tokens.
     """
     grids = grids or []
     generator = torch.Generator().manual_seed(seed)
@@ -80,11 +87,12 @@ def sample(
 
     ids = [1, *random_words(words)]
     for number, (rows, columns) in enumerate(grids, start=1):
-        ids += [-number] * (4 * (rows * columns + 1) + 1 + 2 * (rows + 1)) + [1, *random_words(2)]
+        ids += [-number] * image_tokens(rows, columns, side) + [1, *random_words(2)]
     end = random_words(answer)
     labels = [-100] * len(ids) + end
-    crops = torch.randint(0, 256, (sum(r * c for r, c in grids), 3, 28, 28), generator=generator, dtype=torch.uint8)
-    sizes = torch.tensor([(28 * r, 28 * c) for r, c in grids], dtype=torch.int64).reshape(-1, 2)
+    shape = (sum(rows * columns for rows, columns in grids), 3, crop_size, crop_size)
+    crops = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    sizes = torch.tensor(grids, dtype=torch.int64).reshape(-1, 2) * crop_size
     return {
         "input_ids": torch.tensor(ids + end),
         "labels": torch.tensor(labels),

@@ -3,73 +3,16 @@ from typing import Any
 import pytest
 import torch
 
+from tests.factories.comparing import ORIGINAL_LENGTH, SAMPLES, alone, assert_same_gradients, gradients
 from tests.factories.small_models import SIZES, pack, padded, sample, small_model
 from train.model import Phi3VForCausalLM
 
-# Short and long RoPE (from 41 tokens), none to three pictures, grids of every kind.
-ORIGINAL_LENGTH = 40
-SAMPLES = [
-    sample(1, 6),
-    sample(2, 4, [(1, 1)]),
-    sample(3, 50),
-    sample(4, 3, [(2, 2)]),
-    sample(5, 2, [(1, 3), (3, 1), (1, 1)]),
-    sample(6, 1, answer=1),
-    sample(7, 5, [(1, 2), (1, 2)]),
-    sample(8, 12, [(4, 1)], answer=9),
-]
 Arguments = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
 def model() -> Phi3VForCausalLM:
     return small_model(original_length=ORIGINAL_LENGTH)
-
-
-def alone(one: Arguments) -> Arguments:
-    return {key: value for key, value in pack([one]).items() if key != "cu_seqlens"}
-
-
-def gradients(model: Phi3VForCausalLM, batches: list[Arguments]) -> dict[str, torch.Tensor]:
-    """The gradients of the batches' summed loss; k_proj.bias left out, whose true gradient is zero."""
-    model.zero_grad()
-    for batch in batches:
-        model(**batch, loss_reduction="sum", return_logits=False).loss.backward()
-    return {
-        name: parameter.grad.clone()
-        for name, parameter in model.named_parameters()
-        if parameter.grad is not None and not name.endswith("k_proj.bias")
-    }
-
-
-def assert_same_gradients(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
-    assert found.keys() == wanted.keys()
-    for name, gradient in wanted.items():
-        assert (found[name] - gradient).norm() <= 1e-3 * gradient.norm() + 1e-9, name
-
-
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_a_pack_gives_each_sample_its_own_logits_and_gradients(model: Phi3VForCausalLM, attention: str) -> None:
-    model.set_attn_implementation(attention)
-    packed = model(**pack(SAMPLES)).logits[0]
-    lengths = [len(one["input_ids"]) for one in SAMPLES]
-    for one, logits in zip(SAMPLES, packed.split(lengths), strict=True):
-        assert (logits - model(**alone(one)).logits[0]).abs().max() <= 1e-4
-    assert_same_gradients(gradients(model, [pack(SAMPLES)]), gradients(model, [alone(one) for one in SAMPLES]))
-    model.set_attn_implementation("sdpa")
-
-
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_on_either_side_changes_nothing(model: Phi3VForCausalLM, side: str, attention: str) -> None:
-    model.set_attn_implementation(attention)
-    batch = padded(SAMPLES, side)
-    logits = model(**batch).logits
-    for row, one in enumerate(SAMPLES):
-        own = logits[row][batch["attention_mask"][row].bool()]
-        assert (own - model(**alone(one)).logits[0]).abs().max() <= 1e-4
-    assert_same_gradients(gradients(model, [batch]), gradients(model, [alone(one) for one in SAMPLES]))
-    model.set_attn_implementation("sdpa")
 
 
 def test_the_loss_is_the_mean_cross_entropy_of_the_next_labels(model: Phi3VForCausalLM) -> None:
