@@ -1,13 +1,15 @@
 """Attention inside the segments of a pack, and the choice of its implementation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import varlen
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.phi3.modeling_phi3 import eager_attention_forward
@@ -146,26 +148,35 @@ def segment_flash(
     segments: Segments | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Variable-length flash attention over the whole pack; outside packs the same as `segment_sdpa`."""
-    if segments is None:
-        return segment_sdpa(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
-    from torch.nn.attention.varlen import varlen_attn
+    """Variable-length flash attention over the whole pack; the same as `segment_sdpa` outside packs and with dropout.
 
-    longest = max(segments.lengths)
-    attended = varlen_attn(
-        query[0].transpose(0, 1),
-        key[0].transpose(0, 1),
-        value[0].transpose(0, 1),
-        segments.ends,
-        segments.ends,
-        longest,
-        longest,
-        scale=scaling,
-        window_size=(-1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
-    assert isinstance(attended, Tensor)
+    flash_attn's kernel where that package is installed, else PyTorch's own.
+    """
+    if segments is None or dropout:
+        return segment_sdpa(module, query, key, value, attention_mask, scaling, dropout, segments, **kwargs)
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    ends, longest = segments.ends, max(segments.lengths)
+    flash_attn = installed_kernel()
+    if flash_attn is not None:
+        attended = flash_attn(q, k, v, ends, ends, longest, longest, softmax_scale=scaling, causal=True)
+    else:
+        grouped = query.shape[1] != key.shape[1]
+        # A window of (-1, 0) is what this function calls causal.
+        attended = varlen.varlen_attn(
+            q, k, v, ends, ends, longest, longest, scale=scaling, window_size=(-1, 0), enable_gqa=grouped
+        )
     return attended[None], None
+
+
+@cache
+def installed_kernel() -> Callable[..., Any] | None:
+    """flash_attn's variable-length kernel, or None where the package is absent or made for another torch."""
+    try:
+        from flash_attn import flash_attn_varlen_func
+    except ImportError:
+        return None
+    kernel: Callable[..., Any] = flash_attn_varlen_func
+    return kernel
 
 
 def registered_name(attention: str) -> str:
