@@ -30,7 +30,7 @@ MEANINGS = {
     "run.seed": "Of the order of training, of LoRA's first values and of dropout.",
     "model.attention": "`auto`: flash where the GPU and `precision` allow it, else sdpa.",
     "model.checkpoint_vision": "The same for the vision tower.",
-    "tune.method": "Train all parameters, or low-rank adapters beside frozen ones.",
+    "tune.method": "Train all parameters, low-rank adapters beside frozen ones, or adapters beside 4-bit ones.",
     "tune.lora.rank": "Width of an adapter.",
     "tune.lora.alpha": "An adapter's output is multiplied by `alpha / rank`.",
     "tune.lora.dropout": "On an adapter's input.",
@@ -68,6 +68,8 @@ def in_words(kind: Any) -> str:
         return " \\| ".join(f"`{value}`" for value in inside)
     if origin is list:
         return f"list of {in_words(inside[0])}"
+    if origin is dict:
+        return f"{in_words(inside[1])} for each of {in_words(inside[0])}"
     if origin in (typing.Union, UnionType):
         return ", or ".join(in_words(one) for one in inside)
     if origin is Annotated:

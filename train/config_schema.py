@@ -45,17 +45,23 @@ class LoraSection(Section):
     alpha: Positive = 16
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     parts: list[LoraPart] = ["text_attention", "text_mlp"]
+    rslora: bool = False
+    """Multiply by `alpha / √rank` instead, which keeps large ranks from learning less."""
+    dora: bool = False
+    """Train a magnitude for each output beside the adapter: nearer to full fine-tuning, and slower."""
+    adapter: str | None = None
+    """Folder of an adapter in peft's form to go on from; rank, alpha, parts, rslora and dora must be its own."""
 
 
 class TuneSection(Section):
-    method: Literal["full", "lora"] = "full"
+    method: Literal["full", "lora", "qlora"] = "full"
     freeze: list[Part] = []
     """Parts that full fine-tuning leaves as they are."""
     lora: LoraSection = LoraSection()
 
     @model_validator(mode="after")
     def check_freeze(self) -> "TuneSection":
-        if self.method == "lora" and self.freeze:
+        if self.method != "full" and self.freeze:
             raise ValueError(
                 "tune.freeze goes with method: full; LoRA trains what tune.lora.parts names and nothing else"
             )
@@ -112,6 +118,8 @@ class BatchSection(Section):
 
 class OptimSection(Section):
     lr: Annotated[float, Field(gt=0)] = 2e-5
+    lr_by_part: dict[Part, Annotated[float, Field(gt=0)]] = {}
+    """Peak learning rates of parts that shall not have `lr`; warm-up and schedule are the same."""
     betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(default=[0.9, 0.95], min_length=2, max_length=2)
     eps: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.0

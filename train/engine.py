@@ -19,10 +19,11 @@ from train.config_schema import Config
 from train.distributed import World
 from train.model import Phi3VForCausalLM
 from train.model.attention import resolve_attention
-from train.model.lora import PARTS, add_lora, parts_of, set_trainable
+from train.model.lora import parts_of
 from train.model.weights import CheckpointError as WeightsError
-from train.optim import build_optimizer
+from train.optim import build_optimizer, set_rates
 from train.pipeline.batch import Batch
+from train.tuning import loading_options, prepare
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -55,31 +56,19 @@ def load_model(config: Config, folder: Path, deepspeed_config: dict[str, Any], d
     except ValueError as error:
         raise ConfigError(f"model.{error}") from error
     transformers.utils.logging.disable_progress_bar()
-    # transformers partitions while it loads as long as this object lives.
+    # transformers partitions while it loads, and peft gathers what it must see, as long as this object lives.
     partitioned = deepspeed_config["zero_optimization"]["stage"] == 3
     keep = transformers.integrations.HfDeepSpeedConfig(deepspeed_config) if partitioned else None
     try:
-        model = Phi3VForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
+        model = Phi3VForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation=attention, **loading_options(config, dtype)
+        )
     except WeightsError as error:
         raise ConfigError(f"model.path: {error}") from error
-    del keep
     model.set_checkpointing(decoder=config.model.checkpoint_decoder, vision=config.model.checkpoint_vision)
-    if config.tune.method == "lora":
-        lora = config.tune.lora
-        # The adapters' first values are drawn here, the same on every rank.
-        torch.manual_seed(config.run.seed)
-        model, _ = add_lora(model, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, parts=lora.parts)
-    elif config.tune.freeze:
-        freeze(model, config.tune.freeze)
-    return model
-
-
-def freeze(model: Phi3VForCausalLM, frozen: Iterable[str]) -> None:
-    """Take parts of the model out of training; raises ConfigError where nothing would be left."""
-    left = [part for part in PARTS if part not in set(frozen)]
-    if not left:
-        raise ConfigError("tune.freeze: all parts are frozen, which leaves nothing to train; take one out")
-    set_trainable(model, left)
+    tuned = prepare(model, config)
+    del keep
+    return tuned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +84,9 @@ def part_sizes(model: torch.nn.Module) -> dict[str, PartSize]:
     sizes: dict[str, PartSize] = {}
     for name, parameter in model.named_parameters():
         count = int(getattr(parameter, "ds_numel", parameter.numel()))
+        packed = getattr(parameter, "quant_state", None)
+        if packed is not None:  # bitsandbytes keeps two values in a byte
+            count = packed.shape.numel()
         old = sizes.get(parts_of(name), PartSize(trained=0, total=0))
         trained = old.trained + count * parameter.requires_grad
         sizes[parts_of(name)] = replace(old, trained=trained, total=old.total + count)
@@ -161,12 +153,11 @@ class Engine:
         return loss.detach()
 
     def step(self, rate: float) -> float | None:
-        """Update the weights by what was accumulated, at a learning rate.
+        """Update the weights by what was accumulated, at a learning rate (of the parts without one of their own).
 
         Returns the gradient's norm before clipping; None where it was not finite and all ranks skipped the update.
         """
-        for group in self.zero.param_groups:
-            group["lr"] = rate
+        set_rates(self.zero.param_groups, rate)
         self.deepspeed.step()
         if not self.deepspeed.was_step_applied():
             return None

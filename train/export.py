@@ -11,7 +11,7 @@ import os
 import shlex
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from transformers import GenerationConfig
@@ -20,10 +20,10 @@ from data.schema import UserError
 from data.whole import sync
 from train.answering import PAD_TOKEN, stop_ids
 from train.config import load as load_config
-from train.loading import DTYPES, TASK_FILE, Loaded, is_run, load_run
+from train.loading import DTYPES, TASK_FILE, Loaded, Task, is_run, load_adapters, load_run
 from train.predict import quiet
 from train.score.card import model_card
-from train.score.facts import run_facts
+from train.score.facts import Origin, run_facts
 
 
 class ExportError(UserError):
@@ -39,15 +39,44 @@ def export(run: Path, out: Path, checkpoint: str = "best", dtype: str | None = N
     Returns what was exported. Raises UserError for no run, no whole checkpoint, weights that are not finite, or an
     `out` that is there already.
     """
+    _check_places(run, out, overwrite)
+    precision = dtype or load_config(run / "config.yaml").model.precision
+    loaded = load_run(run, checkpoint, dtype=DTYPES[precision], device=torch.device("cpu"))
+    _write_folder(out, lambda folder: _write(loaded, folder, precision))
+    return loaded
+
+
+def export_adapter(run: Path, out: Path, checkpoint: str = "best", overwrite: bool = False) -> Origin:
+    """Write a run's adapters alone, as peft saves them (float32); arguments and errors as for `export`.
+
+    Plain `PeftModel.from_pretrained` puts them on the base model, and `tune.lora.adapter` trains on from them.
+    Returns where they come from.
+    """
+    _check_places(run, out, overwrite)
+    adapted, origin = load_adapters(run, checkpoint)
+    # peft notes the folder it was loaded from, which another machine need not have.
+    adapted.peft_config["default"].base_model_name_or_path = origin.config.model.path
+
+    def write(folder: Path) -> None:
+        adapted.save_pretrained(folder, save_embedding_layers=False)
+        (folder / TASK_FILE).write_text(Task.of(origin.shards).to_json(), encoding="utf-8")
+
+    _write_folder(out, write)
+    return origin
+
+
+def _check_places(run: Path, out: Path, overwrite: bool) -> None:
     if not is_run(run):
         raise ExportError(f"{run} is not the folder of a run: it has no config.yaml; runs are under runs/")
     _check_out(out, overwrite)
-    precision = dtype or load_config(run / "config.yaml").model.precision
-    loaded = load_run(run, checkpoint, dtype=DTYPES[precision], device=torch.device("cpu"))
+
+
+def _write_folder(out: Path, write: Callable[[Path], None]) -> None:
+    """Have a folder written beside its place, and give it its name once it is whole."""
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        _write(loaded, aside, precision)
+        write(aside)
         aside.chmod(0o755)
         for path in aside.iterdir():
             path.chmod(0o644)
@@ -57,7 +86,6 @@ def export(run: Path, out: Path, checkpoint: str = "best", dtype: str | None = N
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    return loaded
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
@@ -105,12 +133,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="folder to be made")
     parser.add_argument("--checkpoint", default="best", help="best (default), newest, or a folder")
     parser.add_argument("--dtype", choices=sorted(DTYPES), help="of the weights (default: what the run computed in)")
+    parser.add_argument("--adapter", action="store_true", help="write the adapters alone, as peft saves them")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     options = parser.parse_args(arguments)
     quiet()
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # saving loads DeepSpeed, which would remark on it
+    if options.adapter and options.dtype:
+        parser.error("--dtype does not go with --adapter: adapters are written in float32, as they were trained")
     try:
+        if options.adapter:
+            origin = export_adapter(options.run, options.out, options.checkpoint, options.overwrite)
+            print(f"{options.out}: the adapters of {origin.checkpoint}; train on from them by")
+            print(f"  --set tune.lora.adapter={shlex.quote(str(options.out))}")
+            return 0
         loaded = export(options.run, options.out, options.checkpoint, options.dtype, options.overwrite)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

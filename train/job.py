@@ -18,6 +18,7 @@ from train.engine import Engine, check_zero_keys, load_model, part_sizes
 from train.loop import Training
 from train.material import Geometry, cache_folder, find_model, read_geometry, shard_cache, shard_folders
 from train.mixture import Mixture
+from train.model.lora import adapted_layers
 from train.pipeline.loader import Loader
 from train.pipeline.opening import differing, record_of
 from train.pipeline.plan import Plan
@@ -27,6 +28,7 @@ from train.planning import describe_over_long, open_split, open_training, pinned
 from train.preemption import Preemption
 from train.runs import Earlier, RunError, RunFolder
 from train.tracking import Tracker
+from train.tuning import check_tuning
 from train.validation import Validation
 from train.waiting import Waiting
 
@@ -83,8 +85,13 @@ def describe(engine: Engine, plan: Plan, config: Config, world: World, total: in
     trained = sum(size.trained for size in sizes.values())
     figures = plan.figures()
     where = f"{world.size} rank{'s' if world.size > 1 else ''} on {world.device.type}"
+    adapted = adapted_layers(engine.deepspeed.module)
+    adapters = f"adapters: {', '.join(f'{part} {layers} layers' for part, layers in adapted.items())}\n"
+    rates = "".join(f"; {part} {rate:g}" for part, rate in config.optim.lr_by_part.items())
     return (
         f"training {trained:,} parameters ({config.tune.method}): {parts}\n"
+        f"{adapters if adapted else ''}"
+        f"learning rate {config.optim.lr:g}{rates}\n"
         f"{where}, {config.model.precision}, attention {engine.attention}, ZeRO-{engine.zero_stage}\n"
         f"an epoch: {figures.samples:,} samples ({figures.over_long:,} too long, {figures.cut_down:,} in "
         f"fewer crops) in {figures.packs:,} packs of "
@@ -155,6 +162,7 @@ def work(config: Config, settings: dict[str, Any], run: RunFolder, world: World)
     """
     console = Console(world.first)
     world.agree(lambda: check_zero_keys(settings["zero_optimization"], config.deepspeed))
+    world.agree(lambda: check_tuning(config, settings["zero_optimization"]["stage"]))
     earlier, start = world.from_first(lambda: open_run(run, config, settings, console))
     run.ours = True
     folder = world.agree(lambda: find_model(config.model.path))

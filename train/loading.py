@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,7 +15,11 @@ from train.config import load as load_config
 from train.config_schema import Config
 from train.material import cached_snapshot, find_model, lacks, shards_folder
 from train.model import Phi3VForCausalLM, Phi3VProcessor
+from train.model.lora import add_lora, merge_lora
 from train.score.facts import Origin
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 TASK_FILE = "training.json"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -140,7 +145,8 @@ def load_run(
     )
 
 
-def _load_checkpoint(run: Path, which: str, dtype: torch.dtype, device: torch.device) -> Loaded:
+def _trained_from(run: Path, which: str) -> tuple[Config, Path, Path]:
+    """A run's settings, the checkpoint asked for, and the model folder that training started from."""
     config = load_config(run / "config.yaml")
     chosen = choose_checkpoint(run, which)
     saved = Manifest.load(chosen)
@@ -151,12 +157,17 @@ def _load_checkpoint(run: Path, which: str, dtype: torch.dtype, device: torch.de
             f"{folder} is not the model any more that {run} was trained from (that was {saved.base['path']}); "
             "bring that one back, or work on the machine that has it"
         )
+    return config, chosen, folder
+
+
+def _load_checkpoint(run: Path, which: str, dtype: torch.dtype, device: torch.device) -> Loaded:
+    config, chosen, folder = _trained_from(run, which)
     shards = ShardManifest.load(shards_folder(config))
     # Adapters are merged in float32: in bfloat16 the sum would be rounded twice.
-    adapted = config.tune.method == "lora"
+    adapted = config.tune.method != "full"
     model = _from_folder(folder, torch.float32 if adapted else dtype)
     if adapted:
-        model = _merge_adapters(model, config, chosen)
+        model = merge_lora(_with_adapters(model, config, chosen))
     else:
         _copy_tensors(model, chosen)
     processor = Phi3VProcessor.from_pretrained(folder, num_crops=config.model.num_crops)
@@ -177,13 +188,24 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> Phi3VForCausalLM:
         raise ModelError(str(error)) from error
 
 
-def _merge_adapters(model: Phi3VForCausalLM, config: Config, checkpoint: Path) -> Phi3VForCausalLM:
-    from train.model.lora import add_lora, merge_lora
+def load_adapters(run: Path, checkpoint: str = "best") -> tuple["PeftModel", Origin]:
+    """A run's adapters on the model that its training started from, float32 on the CPU.
 
-    lora = config.tune.lora
-    adapted, _ = add_lora(model, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, parts=lora.parts)
+    Raises UserError where the run trained none, and as `load_run` does.
+    """
+    config, chosen, folder = _trained_from(run, checkpoint)
+    if config.tune.method == "full":
+        raise ModelError(f"{run} was trained in full (tune.method: full), so it has no adapters; export the model")
+    model = _with_adapters(_from_folder(folder, torch.float32), config, chosen)
+    shards = ShardManifest.load(shards_folder(config))
+    return model, Origin(run=run, checkpoint=chosen, config=config, shards=shards)
+
+
+def _with_adapters(model: Phi3VForCausalLM, config: Config, checkpoint: Path) -> "PeftModel":
+    # The checkpoint holds the adapters' values, whatever they started with.
+    adapted, _ = add_lora(model, **config.tune.lora.model_dump(exclude={"adapter"}))
     _copy_tensors(adapted, checkpoint)
-    return merge_lora(adapted)
+    return adapted
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from train.distributed import World
 from train.engine import Engine
 from train.loss import backward_scale, count_labels, mean_loss
 from train.mixture import Mixture
-from train.optim import learning_rate
+from train.optim import learning_rate, part_scales
 from train.pipeline.batch import Batch
 from train.pipeline.encode import SECONDS
 from train.pipeline.loader import Loader
@@ -52,18 +52,22 @@ class Counts:
     pictures: int
     samples: int
     packs: int
+    packs_without_labels: int
+    """Of `packs`: they contribute nothing."""
     bad: int
 
     @classmethod
     def of(cls, batches: Sequence[Batch]) -> "Counts":
         """Of one rank's share; empty packs count as nothing."""
         full = [batch for batch in batches if batch.keys]
+        labels = [count_labels(batch.labels) for batch in full]
         return cls(
-            label_tokens=sum(count_labels(batch.labels) for batch in full),
+            label_tokens=sum(labels),
             tokens=sum(len(batch.input_ids) for batch in full),
             pictures=sum(len(batch.grids) for batch in full),
             samples=sum(len(batch.keys) for batch in full),
             packs=len(full),
+            packs_without_labels=labels.count(0),
             bad=sum(len(batch.bad) for batch in batches),
         )
 
@@ -187,6 +191,7 @@ class Training:
             "epoch": self.plan.locate(self.done - 1)[0],
             "loss": loss if math.isfinite(loss) else None,
             "lr": rate,
+            **{f"lr_{part}": rate * scale for part, scale in part_scales(self.config.optim).items()},
             "grad_norm": norm,
             **{name: getattr(counts, name) for name in Counts.__dataclass_fields__},
             "time": {

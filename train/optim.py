@@ -1,9 +1,12 @@
 """AdamW over a model's trained parameters, and the learning rate as a function of the step."""
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from train.config import ConfigError
 from train.config_schema import OptimSection
+from train.model.lora import parts_of
 
 if TYPE_CHECKING:
     import torch
@@ -29,22 +32,51 @@ def learning_rate(step: int, total: int, settings: OptimSection) -> float:
     return settings.lr * (settings.min_lr_ratio + (1.0 - settings.min_lr_ratio) * left)
 
 
+def part_scales(settings: OptimSection) -> dict[str, float]:
+    """What the learning rate is multiplied by in the parts that have one of their own."""
+    return {part: rate / settings.lr for part, rate in sorted(settings.lr_by_part.items())}
+
+
 def build_optimizer(model: "torch.nn.Module", settings: OptimSection) -> "torch.optim.AdamW":
-    """AdamW over the parameters that need gradients: matrices decayed, vectors not; the fused kernel of the device."""
+    """AdamW over the parameters that need gradients: matrices decayed, vectors not; the fused kernel of the device.
+
+    Each group has `lr_scale`, what the learning rate is multiplied by in it (see `set_rates`).
+    Raises ConfigError for a part with a learning rate of its own in which nothing is trained.
+    """
     import torch
 
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    shapes = [tuple(getattr(parameter, "ds_shape", parameter.shape)) for parameter in trained]
-    matrices = [parameter for parameter, shape in zip(trained, shapes, strict=True) if is_matrix(shape)]
-    vectors = [parameter for parameter, shape in zip(trained, shapes, strict=True) if not is_matrix(shape)]
-    groups: list[dict[str, Any]] = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
+    scales = part_scales(settings)
+    groups: dict[tuple[str | None, bool], list[torch.nn.Parameter]] = {(None, True): [], (None, False): []}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        part = parts_of(name) if scales else None
+        decayed = is_matrix(tuple(getattr(parameter, "ds_shape", parameter.shape)))
+        groups.setdefault((part if part in scales else None, decayed), []).append(parameter)
+    idle = sorted(set(scales) - {part for part, _ in groups if part})
+    if idle:
+        raise ConfigError(
+            f"optim.lr_by_part: nothing is trained in {', '.join(idle)}, so a learning rate there has no effect; "
+            "take it out, or train that part (tune.freeze, tune.lora.parts)"
+        )
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        [
+            {
+                "params": parameters,
+                "weight_decay": settings.weight_decay if decayed else 0.0,
+                "lr_scale": scales[part] if part else 1.0,
+            }
+            for (part, decayed), parameters in groups.items()
+            if parameters
+        ],
         lr=settings.lr,
         betas=(settings.betas[0], settings.betas[1]),
         eps=settings.eps,
         fused=True,
     )
+
+
+def set_rates(groups: Iterable[dict[str, Any]], rate: float) -> None:
+    """Set the learning rate of every group of `build_optimizer`; `rate`: that of the parts without one of their own."""
+    for group in groups:
+        group["lr"] = rate * group["lr_scale"]

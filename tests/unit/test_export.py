@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from tests.factories.trained import ANSWER, FIELDS, PRODUCTS, QUESTION, make_run, make_shards, save
 from train import export as export_module
 from train.checkpoint import CheckpointError
-from train.export import ExportError, export, main
-from train.loading import choose_checkpoint, load_run
+from train.export import ExportError, export, export_adapter, main
+from train.loading import ModelError, choose_checkpoint, load_run
 from train.model import Phi3VConfig, Phi3VForCausalLM, Phi3VProcessor
 from train.model.weights import official_shapes
 from train.predict import predict_pictures
@@ -58,6 +58,31 @@ def test_merged_adapters_equal_attached_ones(place: Path) -> None:
     attached, _ = add_lora(base, rank=lora.rank, alpha=lora.alpha, parts=lora.parts)
     _copy_tensors(attached, run.origin.checkpoint)
     assert torch.allclose(logits(attached, run.processor), logits(run.model, run.processor), rtol=0, atol=1e-5)
+
+
+def test_adapters_alone_load_in_plain_peft_and_can_be_trained_on(place: Path) -> None:
+    from peft import PeftModel
+
+    from train.model.lora import add_lora
+
+    out = place / "out/adapter"
+    assert main([str(place / "runs/lora"), str(out), "--adapter"]) == 0
+    run = load_run(place / "runs/lora")
+    assert run.origin is not None
+    wanted = logits(run.model, run.processor)
+    base = Phi3VForCausalLM.from_pretrained(place / "base", dtype=torch.float32)
+    plain = PeftModel.from_pretrained(base, out)
+    assert plain.peft_config["default"].base_model_name_or_path == str(place / "base")
+    assert torch.allclose(logits(plain, run.processor), wanted, rtol=0, atol=1e-5)
+    base = Phi3VForCausalLM.from_pretrained(place / "base", dtype=torch.float32)
+    again, _ = add_lora(base, **run.origin.config.tune.lora.model_dump() | {"adapter": out})
+    assert torch.allclose(logits(again, run.processor), wanted, rtol=0, atol=1e-5)
+
+
+def test_a_run_in_full_has_no_adapters_to_export(place: Path) -> None:
+    with pytest.raises(ModelError, match="no adapters"):
+        export_adapter(place / "runs/full", place / "out/none")
+    assert not (place / "out/none").exists()
 
 
 @pytest.mark.parametrize("name", ["full", "lora"])

@@ -31,6 +31,11 @@ class Phi3VPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_attention_backend = True
 
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """What peft asks by transformers' older name, of which transformers warns whoever asks."""
+        return self.is_activation_checkpointing
+
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Embedding) and module.weight.numel() == 0:
             return  # partitioned: transformers would index the padding row of an empty tensor

@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from train.model import adapter as saved_adapter
 from train.model.modeling import Phi3VForCausalLM
 
 if TYPE_CHECKING:
@@ -97,14 +99,20 @@ def add_lora(
     *,
     rslora: bool = False,
     dora: bool = False,
+    adapter: str | Path | None = None,
 ) -> tuple["PeftModel", dict[str, int]]:
     """Freeze the model and put adapters on the linear layers of these parts.
 
+    rslora: outputs are multiplied by alpha / √rank (arXiv 2312.03732) in place of alpha / rank.
+    dora: a trained magnitude for each output beside the low-rank direction (arXiv 2402.09353).
+    adapter: a folder that peft saved, whose values the adapters start with.
     Returns: the model with its adapters, of the model's own dtype; the number of adapted layers of each part.
-    Raises ValueError as `part_targets` does.
+    Raises ValueError as `part_targets` and `check_adapter` do.
     """
     from peft import LoraConfig, get_peft_model
 
+    if adapter is not None:
+        check_adapter(adapter, rank=rank, alpha=alpha, parts=parts, rslora=rslora, dora=dora)
     targets = part_targets(model, parts)
     names = [name for part in targets.values() for name in part]
     settings = LoraConfig(
@@ -121,14 +129,22 @@ def add_lora(
     wanted = {part: len(found) for part, found in targets.items()}
     if counts != wanted:
         raise ValueError(f"lora: adapters were put on {counts} layers, wanted {wanted}")
+    if adapter is not None:
+        saved_adapter.install(adapted, Path(adapter))
     return adapted, counts
 
 
-def load_lora(model: Phi3VForCausalLM, folder: str, *, trainable: bool = False) -> "PeftModel":
-    """The model with a saved adapter, to answer with or to train on."""
-    from peft import PeftModel
+def check_adapter(
+    folder: str | Path, *, rank: int, alpha: float, parts: Sequence[str], rslora: bool, dora: bool
+) -> None:
+    """Raise AdapterError unless a folder holds an adapter of these settings on these parts; needs no model."""
+    wanted = {"rank": rank, "alpha": alpha, "rslora": rslora, "dora": dora}
+    saved_adapter.check_settings(Path(folder), wanted, parts, lora_part)
 
-    return PeftModel.from_pretrained(model, folder, is_trainable=trainable, autocast_adapter_dtype=False)
+
+def lora_part(module: str) -> str | None:
+    """The part of LORA_TARGETS that a module is in, or None."""
+    return next((part for part, pattern in LORA_TARGETS.items() if pattern.fullmatch(module)), None)
 
 
 def merge_lora(adapted: "PeftModel") -> Phi3VForCausalLM:
@@ -145,6 +161,6 @@ def adapted_layers(adapted: "PeftModel") -> dict[str, int]:
         if not hasattr(module, "lora_A"):
             continue
         name = name.removeprefix("base_model.model.")
-        part = next((part for part, pattern in LORA_TARGETS.items() if pattern.fullmatch(name)), name)
+        part = lora_part(name) or name
         counts[part] = counts.get(part, 0) + 1
     return counts

@@ -92,18 +92,23 @@ def read_curve(path: Path) -> Curve:
 def _model(config: Config, saved: Manifest, status: Mapping[str, Any]) -> dict[str, str]:
     trained = sum(prod(shape) for shape in saved.shapes.values())
     lora = config.tune.lora
-    method = f"LoRA, rank {lora.rank}, alpha {lora.alpha}, on {', '.join(lora.parts)}"
+    name = {"lora": "LoRA", "qlora": "QLoRA (4-bit base)"}.get(config.tune.method, "")
+    kinds = "".join(f", {kind}" for kind, wanted in (("rsLoRA", lora.rslora), ("DoRA", lora.dora)) if wanted)
+    method = f"{name}{kinds}, rank {lora.rank}, alpha {lora.alpha}, on {', '.join(lora.parts)}"
+    if lora.adapter is not None:
+        method += f", going on from {lora.adapter}"
     if config.tune.method == "full":
         method = f"full fine-tuning{', frozen: ' + ', '.join(config.tune.freeze) if config.tune.freeze else ''}"
     loss = "" if saved.validation_loss is None else f", validation loss {saved.validation_loss:.4f}"
     optim = config.optim
+    rates = "".join(f" ({part} {rate:g})" for part, rate in optim.lr_by_part.items())
     return {
         "started from": config.model.path,
         "method": method,
         "trained": f"{trained:,} parameters in {len(saved.shapes)} tensors",
         "checkpoint": f"step {saved.step}{loss}",
         "batch": f"{config.batch.global_batch_packs} packs of at most {config.data.pack_length:,} tokens",
-        "learning rate": f"{optim.lr:g}, {optim.schedule}, {optim.warmup_steps} steps of warm-up",
+        "learning rate": f"{optim.lr:g}{rates}, {optim.schedule}, {optim.warmup_steps} steps of warm-up",
         "precision": config.model.precision,
         "ranks": str(saved.world_size),
         "state": f"{status.get('state', 'unknown')} after step {status.get('step', saved.step)}",
