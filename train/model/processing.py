@@ -139,7 +139,8 @@ class Phi3VProcessor:
         pixel_values uint8 [K, 3, c, c], all pictures' own crops, and image_sizes int64 [N, 2], the canvases' height
         and width.
         Without pictures a tag is ordinary text.
-        Raises ValueError for tags that do not match the pictures, and for prompts of unequal length without padding.
+        Raises ValueError for tags that do not match the pictures, for a picture without size or too thin for its
+        canvas, and for prompts of unequal length without padding.
         """
         texts = [text] if isinstance(text, str) else list(text)
         dealt = _deal(texts, images)
@@ -148,12 +149,15 @@ class Phi3VProcessor:
         rows: list[list[int]] = []
         for number, (prompt, pictures) in enumerate(zip(texts, dealt, strict=True)):
             counts = []
-            for picture in pictures:
-                pieces, (high, wide) = canvas_crops(picture, self.num_crops, self.crop_size)
+            where = "" if isinstance(text, str) else f"prompt {number}: "
+            for place, picture in enumerate(pictures, start=1):
+                try:
+                    pieces, (high, wide) = canvas_crops(picture, self.num_crops, self.crop_size)
+                except ValueError as error:
+                    raise ValueError(f"{where}picture {place}: {error}") from error
                 crops.append(pieces)
                 sizes.append((high * self.crop_size, wide * self.crop_size))
                 counts.append(image_tokens(high, wide, self.tokens_per_side))
-            where = "" if isinstance(text, str) else f"prompt {number}: "
             rows.append(self._ids(prompt, counts, where))
         data: dict[str, np.ndarray] = self._pad(rows, padding, padding_side)
         if crops:
