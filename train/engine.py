@@ -44,27 +44,33 @@ def check_zero_keys(settings: Mapping[str, Any], where: str) -> None:
         raise ConfigError("\n".join(lines)) from error
 
 
-def load_model(config: Config, folder: Path, deepspeed_config: dict[str, Any], device: torch.device) -> torch.nn.Module:
+def load_model(config: Config, folder: Path, deepspeed_config: dict[str, Any], world: World) -> torch.nn.Module:
     """The base model, each rank holding its share where ZeRO-3 is on, with adapters or frozen parts as configured.
 
     folder: a model in the published layout.
-    Raises ConfigError where the folder's weights are not whole, the attention cannot be had, nothing is left to train.
+    Raises ConfigError, on every rank, where the folder's weights are not whole on one, the attention cannot be had,
+    nothing is left to train.
     """
     dtype = DTYPES[config.model.precision]
     try:
-        attention = resolve_attention(config.model.attention, device, dtype)
+        attention = resolve_attention(config.model.attention, world.device, dtype)
     except ValueError as error:
         raise ConfigError(f"model.{error}") from error
     transformers.utils.logging.disable_progress_bar()
     # transformers partitions while it loads, and peft gathers what it must see, as long as this object lives.
     partitioned = deepspeed_config["zero_optimization"]["stage"] == 3
     keep = transformers.integrations.HfDeepSpeedConfig(deepspeed_config) if partitioned else None
-    try:
-        model = Phi3VForCausalLM.from_pretrained(
-            folder, dtype=dtype, attn_implementation=attention, **loading_options(config, dtype)
-        )
-    except WeightsError as error:
-        raise ConfigError(f"model.path: {error}") from error
+
+    def load() -> Phi3VForCausalLM:
+        try:
+            return Phi3VForCausalLM.from_pretrained(
+                folder, dtype=dtype, attn_implementation=attention, **loading_options(config, dtype)
+            )
+        except WeightsError as error:
+            raise ConfigError(f"model.path: {error}") from error
+
+    # Every rank reads its own share from the files, so one alone may find them damaged.
+    model = world.agree(load)
     model.set_checkpointing(decoder=config.model.checkpoint_decoder, vision=config.model.checkpoint_vision)
     tuned = prepare(model, config)
     del keep
@@ -109,6 +115,8 @@ class Engine:
         self.deepspeed, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=deepspeed_config, dist_init_required=False
         )
+        # As loaded it answers: its layers would neither drop out nor recompute their activations in backward.
+        self.deepspeed.train()
         self.zero = self.deepspeed.optimizer
         self.zero_stage = zero_state.zero_stage(self.zero)
         self.attention = resolve_attention(config.model.attention, world.device, DTYPES[config.model.precision])

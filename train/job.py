@@ -181,7 +181,7 @@ def work(config: Config, settings: dict[str, Any], run: RunFolder, world: World)
     world.from_first(lambda: begin(run, config, settings, plan, folder / "tokenizer.json", total, start))
     base = {"path": config.model.path, "fingerprint": world.from_first(lambda: fingerprint_model(folder))}
     composed = compose(config, settings, world.size)
-    engine = Engine(load_model(config, folder, composed, world.device), config, composed, world)
+    engine = Engine(load_model(config, folder, composed, world), config, composed, world)
     done = resume(engine, plan, pinned, start, base, earlier, console) if start else 0
     world.from_first(lambda: run.cut_metrics(done))
     console.say(describe(engine, plan, config, world, total))

@@ -1,19 +1,13 @@
 """ZeRO-3 on two ranks: whatever pictures and labels each rank has, nothing hangs and the sums are one rank's."""
 
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-if __name__ == "__main__":
-    sys.path[0] = str(ROOT)
-
+from tests.factories.ranks import join, run_ranks
 from tests.factories.small_models import pack, sample, small_folder
 
 MODES = ("full", "frozen", "lora")
@@ -27,31 +21,35 @@ CONFIG = {
 
 
 def packs_of(step: int) -> list[list[dict[str, Any]]]:
-    """The two packs of a step: one with pictures and one without, in turns; crops and labels differ."""
+    """The two packs of a step: one with pictures and one without, in turns; crops and labels differ.
+
+    Then both with pictures, and last one without pictures beside one without a label.
+    """
     seen = [sample(10 * step, 4, [(1, 1), (2, 2)], answer=3), sample(10 * step + 1, 7, [(1, 3)], answer=9)]
     unseen = [sample(10 * step + 2, 20, answer=6)]
     mixed = [sample(10 * step + 3, 5, [(2, 1)], answer=2), sample(10 * step + 4, 3, answer=1)]
-    return [[seen, unseen], [unseen, seen], [mixed, seen]][step % 3]
+    silent = [sample(10 * step + 5, 9, [(1, 2)], answer=0)]
+    return [[seen, unseen], [unseen, seen], [mixed, seen], [silent, unseen]][step % 4]
 
 
 def train(folder: str, steps: str, out: str) -> None:
     """What each rank runs: everything trained, then all but vision, then adapters on the text alone."""
-    import deepspeed
-    import torch.distributed as dist
     from transformers.integrations import HfDeepSpeedConfig
 
-    # DeepSpeed would compile an operator for sums within a machine; gloo does as well here.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="gloo", verbose=False)
+    world = join()
     keep = HfDeepSpeedConfig(CONFIG)
     results = {mode: train_mode(folder, mode, int(steps)) for mode in MODES}
-    if dist.get_rank() == 0:
+    if world.first:
         Path(out).write_text(json.dumps(results))
     del keep
 
 
 def train_mode(folder: str, mode: str, steps: int) -> dict[str, Any]:
-    """The losses of some steps, and whether the weights were partitioned while they were loaded."""
+    """The losses of some steps, whether the weights were partitioned while they were loaded, and what is held.
+
+    trained, total: elements of the parameters. gradients, moments: elements that all ranks together hold memory for;
+    padding: at most so many of them are no parameter's.
+    """
     import deepspeed
     import torch
     import torch.distributed as dist
@@ -86,41 +84,23 @@ def train_mode(folder: str, mode: str, steps: int) -> dict[str, Any]:
         engine.backward(output.loss * world / sums[1])
         engine.step()
         losses.append((sums[0] / sums[1]).item())
-    engine.destroy()
-    return {"losses": losses, "partitioned": partitioned}
-
-
-def run(folder: Path, steps: int, world: int, out: Path) -> dict[str, Any]:
-    """Train on so many ranks; what `train_mode` gave for each mode."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = os.environ | {
-        "WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
+    zero: Any = engine.optimizer
+    held = {
+        "trained": sum(parameter.ds_numel for parameter in trainable),
+        "total": sum(parameter.ds_numel for parameter in model.parameters()),
+        "padding": world * len(trainable),
+        "gradients": world * zero.grad_partitions_flat_buffer.numel(),
+        "moments": world * sum(state["exp_avg"].numel() for state in zero.optimizer.state.values()),
     }
-    command = [sys.executable, __file__, str(folder), str(steps), str(out)]
-    ranks = [
-        subprocess.Popen(
-            command,
-            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-    try:
-        outputs = [process.communicate(timeout=400)[0] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    assert all(process.returncode == 0 for process in ranks), "\n".join(text[-3000:] for text in outputs)
-    result: dict[str, Any] = json.loads(out.read_text())
-    return result
+    engine.destroy()
+    return {"losses": losses, "partitioned": partitioned, **held}
+
+
+def run(folder: Path, steps: int, ranks: int, out: Path) -> dict[str, Any]:
+    """Train on so many ranks; what `train_mode` gave for each mode, on each rank."""
+    run_ranks(__file__, folder, steps, out, ranks=ranks)
+    found: dict[str, Any] = json.loads(out.read_text())
+    return found
 
 
 @pytest.mark.timeout(900)
@@ -133,6 +113,10 @@ def test_two_ranks_with_different_pictures_and_labels_equal_one_rank(tmp_path: P
         assert two[mode]["partitioned"], "weights must be partitioned while they are loaded"
         assert two[mode]["losses"][0] == pytest.approx(one[mode]["losses"][0], abs=1e-5)
         assert two[mode]["losses"] == pytest.approx(one[mode]["losses"], rel=1e-4)
+        for found in (one[mode], two[mode]):
+            assert found["trained"] <= found["gradients"] <= found["trained"] + found["padding"]
+            assert found["trained"] <= found["moments"] <= found["trained"] + found["padding"]
+    assert two["lora"]["trained"] < two["frozen"]["trained"] < two["full"]["trained"] < two["full"]["total"]
 
 
 if __name__ == "__main__":

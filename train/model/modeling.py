@@ -3,15 +3,17 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationMixin
+from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils.loading_report import LoadStateDictInfo
 
-from train.model import weights
+from train.model import partitioned, weights
 from train.model.attention import SETTINGS, Segments
 from train.model.backbone import Phi3VModel, Phi3VPreTrainedModel
 from train.model.configuration import Phi3VConfig
@@ -62,6 +64,27 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
         model.model.set_attention(attention)
         model.model.freeze_unused()
         return loaded if wants_info else model
+
+    @classmethod
+    def get_init_context(cls, *args: Any, **kwargs: Any) -> list[Any]:
+        """The contexts that from_pretrained builds the model in."""
+        contexts: list[Any] = super().get_init_context(*args, **kwargs)
+        partitioned.keep_unfilled(contexts)
+        return contexts
+
+    @staticmethod
+    def _load_pretrained_model(
+        model: "Phi3VForCausalLM", state_dict: Any, checkpoint_files: list[str] | None, load_config: Any, *args: Any
+    ) -> tuple[LoadStateDictInfo, Any]:
+        """transformers' own loading, but for a partitioned model, whose whole weights rank 0 would hold meanwhile."""
+        if state_dict is not None or not checkpoint_files or not partitioned.is_partitioned(model):
+            loaded: Any = PreTrainedModel._load_pretrained_model(
+                model, state_dict, checkpoint_files, load_config, *args
+            )
+            return loaded
+        partitioned.load_slices(model, [Path(file) for file in checkpoint_files])
+        nothing: tuple[set[Any], ...] = (set(), set(), set())
+        return LoadStateDictInfo(*nothing, error_msgs=[], conversion_errors={}, skipped_pp_keys=set()), None
 
     def set_attn_implementation(self, attn_implementation: str, allow_all_kernels: bool = False) -> None:
         """Change the attention of a built model: "flash", "sdpa" or "eager"."""

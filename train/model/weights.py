@@ -4,8 +4,10 @@ The modules bear the published names, so nothing is renamed in either direction.
 """
 
 import json
+import math
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,27 @@ from train.model.configuration import Phi3VConfig
 IGNORED = ("model.vision_embed_tokens.wte.weight",)
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class CheckpointError(ValueError):
     """A checkpoint that is not one of this model; names the folder and the tensors."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a tensor's bytes lie."""
+
+    file: Path
+    offset: int
+    """First byte in the file."""
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """Elements of the whole tensor."""
+        return math.prod(self.shape)
 
 
 def checkpoint_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -32,17 +51,38 @@ def checkpoint_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     if (folder / INDEX).is_file():
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         files = [folder / name for name in sorted(set(index["weight_map"].values()))]
-    shapes: dict[str, tuple[int, ...]] = {}
+    return {name: place.shape for name, place in tensor_places(files).items()}
+
+
+def tensor_places(files: Iterable[Path]) -> dict[str, Place]:
+    """All tensors of some safetensors files, by name, read from the files' headers.
+
+    Raises CheckpointError for files that are absent, cut off, or no safetensors, and for dtypes that are no weights'.
+    """
+    places: dict[str, Place] = {}
     for file in files:
         if not file.is_file():
             raise CheckpointError(f"{file}: not there; the folder needs {SINGLE}, or {INDEX} and the files it names")
         try:
-            with safe_open(str(file), framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 - no mapping
-                    shapes[name] = tuple(tensors.get_slice(name).get_shape())
+            with safe_open(str(file), framework="pt"):
+                pass
         except SafetensorError as error:
             raise CheckpointError(f"{file}: cut off, or no safetensors file ({error}); get it again") from error
-    return shapes
+        # The format: eight bytes with the header's length, the header in JSON, then the tensors.
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        for name, entry in header.items():
+            if entry["dtype"] not in DTYPES:
+                raise CheckpointError(f"{file}: {name} is {entry['dtype']}; needs one of {', '.join(DTYPES)}")
+            places[name] = Place(
+                file=file,
+                offset=8 + length + entry["data_offsets"][0],
+                dtype=DTYPES[entry["dtype"]],
+                shape=tuple(entry["shape"]),
+            )
+    return places
 
 
 def official_shapes(config: Phi3VConfig) -> dict[str, tuple[int, ...]]:
