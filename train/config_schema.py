@@ -34,10 +34,21 @@ class ModelSection(Section):
     checkpoint_decoder: bool = True
     """Recompute the decoder's activations in backward: less memory, about a third more time."""
     checkpoint_vision: bool = True
+    checkpoint_offload: bool = False
+    """Keep what recomputing starts from, each layer's input, in the host's memory; needs one of the two above."""
     crops_per_chunk: Positive = 16
     """Crops that go through the vision tower at once."""
     labels_per_chunk: Positive = 1024
     """Supervised tokens whose logits exist at once."""
+
+    @model_validator(mode="after")
+    def check_offload(self) -> "ModelSection":
+        if self.checkpoint_offload and not (self.checkpoint_decoder or self.checkpoint_vision):
+            raise ValueError(
+                "model.checkpoint_offload moves what checkpointing keeps; set model.checkpoint_decoder or "
+                "model.checkpoint_vision too"
+            )
+        return self
 
 
 class LoraSection(Section):

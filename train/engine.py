@@ -71,7 +71,10 @@ def load_model(config: Config, folder: Path, deepspeed_config: dict[str, Any], w
 
     # Every rank reads its own share from the files, so one alone may find them damaged.
     model = world.agree(load)
-    model.set_checkpointing(decoder=config.model.checkpoint_decoder, vision=config.model.checkpoint_vision)
+    settings = config.model
+    model.set_checkpointing(
+        decoder=settings.checkpoint_decoder, vision=settings.checkpoint_vision, offload=settings.checkpoint_offload
+    )
     tuned = prepare(model, config)
     del keep
     return tuned

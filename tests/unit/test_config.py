@@ -58,6 +58,10 @@ def test_numbers_in_scientific_notation_need_no_point(tmp_path: Path) -> None:
         ("model: {attention: fast}", ["model.attention", "'flash'"]),
         ("stop: {epochs: null}", ["stop.epochs or stop.steps"]),
         ("tune: {method: lora, freeze: [vision]}", ["tune.freeze"]),
+        (
+            "model: {checkpoint_offload: true, checkpoint_decoder: false, checkpoint_vision: false}",
+            ["model.checkpoint_offload"],
+        ),
         ("run: {name: ../elsewhere}", ["run.name"]),
         ("optim: {lr: 1.0", ["mine.yaml:1", "not YAML"]),
         ("just text", ["expected sections"]),

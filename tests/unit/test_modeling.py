@@ -134,15 +134,38 @@ def test_inputs_are_left_as_they_are(model: Phi3VForCausalLM) -> None:
     assert all(torch.equal(batch[key], before[key]) for key in batch)
 
 
-@pytest.mark.parametrize(("decoder", "vision"), [(True, False), (False, True), (True, True)])
-def test_checkpointing_changes_no_gradient(decoder: bool, vision: bool) -> None:
+@pytest.mark.parametrize(
+    ("decoder", "vision", "offload"),
+    [(True, False, False), (False, True, False), (True, True, False), (True, True, True)],
+)
+def test_checkpointing_changes_no_gradient(decoder: bool, vision: bool, offload: bool) -> None:
     model = small_model(original_length=ORIGINAL_LENGTH).train()
     wanted = gradients(model, [pack(SAMPLES)])
-    model.set_checkpointing(decoder=decoder, vision=vision)
+    model.set_checkpointing(decoder=decoder, vision=vision, offload=offload)
     assert model.is_activation_checkpointing
     assert_same_gradients(gradients(model, [pack(SAMPLES)]), wanted)
     model.set_checkpointing(decoder=False, vision=False)
     assert not model.is_activation_checkpointing
+
+
+def test_offloaded_checkpoints_send_the_layers_inputs_to_the_host_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sent: list[torch.Size] = []
+
+    class Noted(torch.autograd.graph.saved_tensors_hooks):
+        def __init__(self, pin_memory: bool) -> None:
+            assert not pin_memory
+            super().__init__(lambda tensor: sent.append(tensor.shape) or tensor, lambda tensor: tensor)
+
+    monkeypatch.setattr("train.model.recompute.save_on_cpu", Noted)
+    model = small_model().train()
+    model.set_checkpointing(decoder=True, vision=True, offload=True)
+    batch = pack(SAMPLES)
+    model(**batch, crop_chunks=1, return_logits=False).loss.backward()
+    tokens = batch["input_ids"].shape[1]
+    assert sent.count(torch.Size([1, tokens, 64])) == model.config.num_hidden_layers
+    assert len(sent) == model.config.num_hidden_layers + model.config.vision_config.num_hidden_layers - 1
 
 
 def test_grouped_query_attention_in_packs() -> None:

@@ -19,6 +19,7 @@ from train.model.backbone import Phi3VModel, Phi3VPreTrainedModel
 from train.model.configuration import Phi3VConfig
 from train.model.head import LabelHead
 from train.model.pictures import read_pictures
+from train.model.recompute import checkpoint_to_host
 
 
 @dataclass(kw_only=True)
@@ -90,8 +91,11 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
         """Change the attention of a built model: "flash", "sdpa" or "eager"."""
         self.model.set_attention(attn_implementation)
 
-    def set_checkpointing(self, *, decoder: bool, vision: bool) -> None:
-        """Recompute activations in the backward pass, layer by layer, in the decoder, in the tower, in both or none."""
+    def set_checkpointing(self, *, decoder: bool, vision: bool, offload: bool = False) -> None:
+        """Recompute activations in the backward pass, layer by layer, in the decoder, in the tower, in both or none.
+
+        offload: keep the layers' inputs, from which they are recomputed, in the host's memory.
+        """
         if decoder or vision:
             self.activation_checkpointing_enable({"use_reentrant": False})
         else:
@@ -100,6 +104,8 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
         for layers, wanted in ((self.model.layers, decoder), (tower.encoder.layers, vision)):
             for layer in layers:
                 layer.gradient_checkpointing = wanted
+                if offload:
+                    layer._gradient_checkpointing_func = checkpoint_to_host
 
     def forward(
         self,
