@@ -83,7 +83,7 @@ def find_model(path: str, fetch: bool = False) -> Path | None:
     """The folder of `model.path`: itself, or in the local Hugging Face cache, or else at the hub.
 
     fetch: download what only the hub has; otherwise such a model is None.
-    Raises MissingMaterial, saying how to get one.
+    Raises MissingMaterial, saying how to get one, or what is wrong with the one that is there.
     """
     folder: Path | None = Path(path).expanduser()
     assert folder is not None
@@ -100,7 +100,22 @@ def find_model(path: str, fetch: bool = False) -> Path | None:
     missing = lacks(folder)
     if missing:
         raise MissingMaterial(f"model.path: {folder} lacks {', '.join(missing)}; name a folder in Hugging Face's form")
+    check_vocabulary(folder)
     return folder
+
+
+def check_vocabulary(folder: Path) -> None:
+    """Raise MissingMaterial where the tokenizer of a model folder gives ids that the model has no embedding for."""
+    size = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("vocab_size")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    pieces = tokenizer["model"]["vocab"]
+    ids = pieces.values() if isinstance(pieces, dict) else range(len(pieces))
+    largest = max(*ids, *(token["id"] for token in tokenizer["added_tokens"]))
+    if size is not None and largest >= size:
+        raise MissingMaterial(
+            f"model.path: {folder / 'tokenizer.json'} has id {largest}, beyond config.json's vocabulary of {size}; "
+            "take files that belong together"
+        )
 
 
 def no_model(path: str, reason: str | None) -> str:

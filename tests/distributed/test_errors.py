@@ -82,6 +82,13 @@ def test_shards_of_another_format_version_are_refused(broken: Bench) -> None:
     assert_refused(broken.train(1, "x"), "format version 99")
 
 
+def test_a_tokenizer_beyond_the_models_vocabulary_stops_the_start(broken: Bench) -> None:
+    file = broken.folder / "model/config.json"
+    size = json.loads(file.read_text())["vocab_size"]
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"vocab_size": size - 64}))
+    assert_refused(broken.train(1, "x"), "model/tokenizer.json has id", f"vocabulary of {size - 64}")
+
+
 def test_without_model_and_shards_it_says_how_to_get_each(tmp_path: Path) -> None:
     command = [sys.executable, "train/main.py", "--set", f"data.shards={tmp_path}/none", "--run", "x"]
     ended = run(command, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
