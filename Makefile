@@ -39,7 +39,7 @@ quickstart: .venv/installed-train
 	@GPU=$(GPU) $(BIN)/python -m train.quickstart
 
 test: .venv/installed-dev
-	@$(BIN)/python -m pytest -m "not cluster" -n $(TEST_WORKERS) --dist loadfile
+	@$(BIN)/python -m pytest -m "not cluster" -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 
 soak: .venv/installed-dev
 	@$(BIN)/python -m pytest -m "soak or not soak"
