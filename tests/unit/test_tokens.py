@@ -13,7 +13,9 @@ from data.manifest import Manifest
 from data.schema import UserError
 from data.tokens import Tokens
 from tests.factories.small_shards import write_tokenizer
+from train.pipeline.corpus import ShardSet
 from train.pipeline.lengths import counted_text
+from train.pipeline.sharing import Alone
 
 MAPPING = """
 prompt: What is {name}?
@@ -37,14 +39,17 @@ def test_counted_tokens_are_those_a_training_counts(tmp_path: Path) -> None:
     assert Manifest.load(tmp_path / "out").tokenizer_hash is None
     build(replace(settings, tokenizer=tmp_path / "model"))
     manifest, index = Manifest.load(tmp_path / "out"), Index.open(tmp_path / "out/train/index.arrow")
+    shards = manifest.shards["train"]
+    names = tuple(shard["name"] for shard in shards)
     text, labels = counted_text(
-        tmp_path / "out/train",
+        ShardSet(folder=tmp_path / "out/train", shard_names=names, samples=len(index)),
         index,
-        [(shard["name"], shard["sha256"]) for shard in manifest.shards["train"]],
+        [shard["sha256"] for shard in shards],
         tokenizer_file=tokenizer,
         tokenizer_hash=manifest.tokenizer_hash or "",
         template=manifest.chat_template["template"],
         cache=None,
+        ranks=Alone(),
     )
     np.testing.assert_array_equal(index.text_tokens, text)
     np.testing.assert_array_equal(index.label_tokens, labels)
