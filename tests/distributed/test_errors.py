@@ -123,6 +123,7 @@ def test_when_a_rank_dies_the_others_end(bench: Bench) -> None:
     assert bench.status("dies")["state"] == "failed"
 
 
+@pytest.mark.soak
 def test_where_a_loader_worker_is_killed_training_is_as_if_it_had_lived(
     bench: Bench, trained: Callable[..., str]
 ) -> None:

@@ -33,6 +33,7 @@ def test_more_ranks_train_the_same_batches_to_the_same_losses(
     assert_same_training(bench, trained(1), trained(ranks))
 
 
+@pytest.mark.soak
 def test_zero2_trains_as_zero3_does(bench: Bench, trained: Callable[..., str]) -> None:
     assert_same_training(bench, trained(1), trained(2, "zero2", "deepspeed=ds_configs/zero2.json"))
 

@@ -12,7 +12,9 @@ from tests.factories.large_index import large_index
     ("samples", "limit_mb"),
     [(200_000, 120), pytest.param(10_000_000, 500, marks=[pytest.mark.soak, pytest.mark.timeout(5400)])],
 )
-def test_a_late_step_of_a_large_plan_is_found_again_in_little_memory(tmp_path: Path, samples: int, limit_mb: int):
+def test_a_late_step_of_a_large_plan_is_found_again_in_little_memory(
+    tmp_path: Path, samples: int, limit_mb: int
+) -> None:
     large_index(tmp_path, samples)
     first = measure(tmp_path)
     kept = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()}

@@ -42,6 +42,7 @@ def test_memory_of_a_pack_grows_with_its_tokens() -> None:
     assert_linear(peaks("8192", "32768"))
 
 
+@pytest.mark.soak
 def test_memory_of_a_pack_with_pictures_and_checkpointing_grows_with_its_tokens() -> None:
     assert_linear(peaks("8192", "32768", "--pictures", "--checkpointing"))
 

@@ -217,7 +217,8 @@ def until(condition: Callable[[], bool], running: "subprocess.Popen[str]") -> No
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("kills", [1, 20])
 def test_a_killed_fetch_goes_on_without_asking_again_for_what_was_whole(tmp_path: Path, root: Path, kills: int) -> None:
     pictures, connections = 100 * kills, 4
 
