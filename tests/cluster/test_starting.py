@@ -14,7 +14,7 @@ from tests.factories.published_name import clean_environment, fill_cache, link_c
 from tests.factories.small_shards import small_shards
 
 BARE = ["deepspeed", "--hostfile", "launch/hosts", "train/main.py"]
-LIMIT_S = 300
+LIMIT_S = 1200
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ evaluate: {every_steps: 6, packs: 4}
 checkpoint: {every_steps: 6, keep_last: 9}
 wandb: {mode: disabled}
 """
-LIMIT_S = 240
+LIMIT_S = 1200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from tests.distributed.conftest import Bench, numbers, run
 from tests.distributed.test_resume import ranks_of
 from tests.factories.small_shards import damage
 
-SECONDS = 30
+SECONDS = 120
 
 
 @pytest.fixture

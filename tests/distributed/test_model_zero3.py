@@ -103,7 +103,7 @@ def run(folder: Path, steps: int, ranks: int, out: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2700)
 @pytest.mark.parametrize("steps", [4, pytest.param(20, marks=pytest.mark.soak)])
 def test_two_ranks_with_different_pictures_and_labels_equal_one_rank(tmp_path: Path, steps: int) -> None:
     folder = small_folder(tmp_path / "model", spread=0.05)

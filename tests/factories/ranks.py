@@ -11,7 +11,7 @@ from train.deepspeed_config import compose, read
 from train.distributed import World, bring_together, find_place, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT_S = 400
+LIMIT_S = 1200
 
 
 def run_ranks(file: str, *arguments: object, ranks: int = 2) -> list[str]:

@@ -26,7 +26,7 @@ def command(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run `python ARGUMENTS` in the checkout."""
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, *arguments], cwd=root, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, *arguments], cwd=root, env=environment, capture_output=True, text=True, timeout=1200
     )
 
 

@@ -33,7 +33,7 @@ def run(root: Path, *arguments: object, by_path: bool = False) -> subprocess.Com
         cwd=root if not by_path else "/",
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
         check=False,
     )
 
@@ -54,7 +54,7 @@ def sample(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         [sys.executable, "-m", "data.sample", str(folder), "--rows", "300", "--seed", "0"],
         cwd=root,
         check=True,
-        timeout=300,
+        timeout=1200,
         capture_output=True,
     )
     (path,) = folder.glob("*.csv")

@@ -46,11 +46,11 @@ def test_burberry_from_the_cache_and_from_its_csv(root: Path, tmp_path: Path) ->
         environment = os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
         environment.pop("HF_DATASETS_CACHE", None)
         cached = [sys.executable, "-c", CACHE_IT, str(tmp_path / "burberry.csv"), str(tmp_path / "hf/datasets")]
-        subprocess.run(cached, env=environment, check=True, timeout=300)
+        subprocess.run(cached, env=environment, check=True, timeout=1200)
         common = ["--preset", "burberry", "--workers", "0", "--allow-host", "127.0.0.1", "--max-rejected", "0.3"]
         of_hub = [*common, "--source", f"hf:{NAME}", "--output", str(tmp_path / "hub")]
         command = [sys.executable, "-m", "data.build", *of_hub]
-        subprocess.run(command, cwd=root, env=environment, check=True, timeout=300)
+        subprocess.run(command, cwd=root, env=environment, check=True, timeout=1200)
         assert build([*common, "--source", str(tmp_path / "burberry.csv"), "--output", str(tmp_path / "csv")]) == 0
         server.shutdown()
     found = []

@@ -35,7 +35,7 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COLUMNS = {"product_code": "sku", "title": "name", "imageurl": "photo", "category3_code": "department"}
 OTHER_PROGRAMS = {"cp", "hf", "ssh"}
 ROWS = 80
-LIMIT_S = 400
+LIMIT_S = 1200
 
 
 def blocks(page: Path, kind: str) -> list[str]:

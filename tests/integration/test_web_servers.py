@@ -29,7 +29,7 @@ answer: "{name}"
 fields: {name: {column: name, type: text}}
 split: {fractions: {train: 0.8, test: 0.2}}
 """
-QUICK = "--timeout 1.5 --deadline 3 --attempts 3 --backoff 0.05 --max-picture-mb 1 --per-host-rate 0 --connections 64"
+QUICK = "--timeout 4 --deadline 10 --attempts 3 --backoff 0.05 --max-picture-mb 1 --per-host-rate 0 --connections 64"
 MEMORY_BYTES = 400 << 20
 BOMB = gzip.compress(bytes(50 << 20), compresslevel=1)
 
