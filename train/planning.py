@@ -13,7 +13,7 @@ from train.material import Geometry, cache_folder, shard_folders
 from train.pipeline.opening import Folder, open_plan, spec_of
 from train.pipeline.plan import Plan
 from train.pipeline.sharing import Ranks
-from train.pipeline.spec import PlanSpec, ShardRef
+from train.pipeline.spec import PlanSettings, PlanSpec, ShardRef
 
 
 def open_training(config: Config, model: Path, geometry: Geometry, ranks: Ranks, pinned: PlanSpec | None) -> Plan:
@@ -41,10 +41,7 @@ def open_split(
     pinned: Sequence[Sequence[ShardRef]] | None = None,
 ) -> Plan:
     """The plan of a split; lengths not known yet are counted by all ranks together."""
-    return open_plan(
-        folders,
-        split,
-        tokenizer_file=model / "tokenizer.json",
+    settings = PlanSettings(
         num_crops=geometry.num_crops,
         crop_size=geometry.crop_size,
         tokens_per_side=geometry.tokens_per_side,
@@ -57,12 +54,12 @@ def open_split(
         global_batch_packs=config.batch.global_batch_packs,
         crops_per_chunk=config.model.crops_per_chunk,
         labels_per_chunk=config.model.labels_per_chunk,
-        cache=cache_folder(config),
         mix_by=config.data.mix_by,
         mix_until=config.data.mix_until,
-        pinned=pinned,
-        ranks=ranks,
     )
+    tokenizer = model / "tokenizer.json"
+    cache = cache_folder(config)
+    return open_plan(folders, split, settings, tokenizer_file=tokenizer, cache=cache, pinned=pinned, ranks=ranks)
 
 
 def pinned_plan(run: Path, start: Path | None) -> PlanSpec | None:

@@ -39,7 +39,8 @@ from data.schema import Sample
 from data.shards import ShardWriter, iter_samples, shard_name
 from tests.benchmarks.pairs import print_table
 from tests.benchmarks.published import published_inputs
-from tests.conftest import ROOT
+from tests.conftest import MATERIAL
+from tests.factories.plans import published
 from train.pipeline.makers import ENVIRONMENT
 from train.pipeline.opening import open_plan
 from train.pipeline.plan import Plan
@@ -94,24 +95,8 @@ def resized(content: bytes, longer_side: int) -> bytes:
 
 def plan_of(shards: Path, tokenizer: Path, num_crops: int) -> Plan:
     """One pack a step."""
-    return open_plan(
-        shards,
-        "train",
-        tokenizer_file=tokenizer,
-        num_crops=num_crops,
-        crop_size=336,
-        tokens_per_side=12,
-        pack_length=4096,
-        window=4096,
-        over_long="error",
-        last_batch="short",
-        shuffle=True,
-        seed=0,
-        global_batch_packs=1,
-        crops_per_chunk=16,
-        labels_per_chunk=1024,
-        cache=shards,
-    )
+    settings = published(num_crops=num_crops, over_long="error", global_batch_packs=1)
+    return open_plan(shards, "train", settings, tokenizer_file=tokenizer, cache=shards)
 
 
 def ours(plan: Plan, tokenizer: Path, seconds: float) -> float:
@@ -216,7 +201,7 @@ def ratio(rates: dict[str, list[float]], over: str, under: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--material", type=Path, default=ROOT.parent / "shared")
+    parser.add_argument("--material", type=Path, default=MATERIAL)
     parser.add_argument("--photographs", type=int, default=600)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3)

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from data.geometry import grids, image_tokens
-from tests.conftest import ROOT
+from tests.conftest import MATERIAL
+from tests.factories.plans import published
 from train.pipeline.bound import fewest_packs
 from train.pipeline.dealing import Pack, balance, deal_packs, work_of
 from train.pipeline.opening import open_plan
@@ -78,18 +79,15 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("shards", nargs="+", type=Path)
-    parser.add_argument("--material", type=Path, default=ROOT.parent / "shared", help="where phi3v/tokenizer lies")
+    parser.add_argument("--material", type=Path, default=MATERIAL, help="where phi3v/tokenizer lies")
     parser.add_argument("--window", type=int, default=4096)
     parser.add_argument("--cache", type=Path, help="where counted texts are kept")
     options = parser.parse_args()
     for folder in options.shards:
         for crops in (1, 4, 9, 16):
-            plan = open_plan(
-                folder, "train", tokenizer_file=options.material / "phi3v/tokenizer/tokenizer.json", num_crops=crops,
-                crop_size=336, tokens_per_side=12, pack_length=4096, window=options.window, over_long="skip",
-                last_batch="short", shuffle=True, seed=0, global_batch_packs=16, crops_per_chunk=16,
-                labels_per_chunk=1024, cache=options.cache,
-            )  # fmt: skip
+            settings = published(num_crops=crops, window=options.window, global_batch_packs=16)
+            tokenizer = options.material / "phi3v/tokenizer/tokenizer.json"
+            plan = open_plan(folder, "train", settings, tokenizer_file=tokenizer, cache=options.cache)
             lengths = plan.lengths
             report(f"{folder.name}, {crops} crops", lengths.tokens, lengths.crops, 4096, options.window)
     for capacity in (4096, 16384):

@@ -39,29 +39,14 @@ class Peak(threading.Thread):
 
 def resume(folder: Path) -> dict[str, float]:
     """Open the plan and deal the batch at 93 % of epoch 3 to one of eight ranks."""
+    from tests.factories.plans import PUBLISHED
     from train.pipeline.opening import open_plan
 
     peak = Peak()
     peak.start()
     begun, cpu = time.perf_counter(), time.process_time()
-    plan = open_plan(
-        folder,
-        "train",
-        tokenizer_file=folder / "tokenizer.json",
-        num_crops=4,
-        crop_size=336,
-        tokens_per_side=12,
-        pack_length=4096,
-        window=4096,
-        over_long="skip",
-        last_batch="short",
-        shuffle=True,
-        seed=0,
-        global_batch_packs=64,
-        crops_per_chunk=16,
-        labels_per_chunk=1024,
-        cache=folder / "cache",
-    )
+    tokenizer = folder / "tokenizer.json"
+    plan = open_plan(folder, "train", PUBLISHED, tokenizer_file=tokenizer, cache=folder / "cache")
     step = plan.steps_until(EPOCH) + int(SHARE * plan.steps_in(EPOCH))
     micro_steps = plan.deal(step, 0, RANKS)
     digest = plan.digest(step)

@@ -28,7 +28,7 @@ from pathlib import Path
 import webdataset
 from PIL import Image
 
-from tests.conftest import ROOT
+from tests.conftest import MATERIAL, ROOT
 
 PROCESSES = 2
 MAPPING = """
@@ -102,7 +102,7 @@ WAYS = {"data.build, everything": ours, "Pillow and SHA-256 alone": bare, "Shard
 def main() -> None:
     """Run the ways in turns and print medians."""
     parser = argparse.ArgumentParser(description="Measure pictures a second from local files to shards.")
-    parser.add_argument("--material", type=Path, default=ROOT.parent / "shared", help="folder with clothing/")
+    parser.add_argument("--material", type=Path, default=MATERIAL, help="folder with clothing/")
     parser.add_argument("--times", type=int, default=4, help="how often each photograph is there (default: 4)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each way (default: 3)")
     values = parser.parse_args()

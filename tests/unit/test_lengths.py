@@ -2,7 +2,7 @@
 
 import dataclasses
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from data.conversation import Conversation
 from data.index import Index
 from data.manifest import Manifest
 from data.schema import UserError
+from tests.factories.plans import small
 from tests.factories.small_shards import SmallShards, damage, small_shards, write_tokenizer
 from train.model.crops import tower_crops
 from train.pipeline import lengths as lengths_module
@@ -22,6 +23,7 @@ from train.pipeline.encode import Encoder, EncoderSettings
 from train.pipeline.opening import Folder, open_again, open_plan, record_of
 from train.pipeline.plan import Plan
 from train.pipeline.read import ShardReader
+from train.pipeline.sharing import Ranks
 from train.pipeline.spec import PlanError
 
 GEOMETRY = {"num_crops": 4, "crop_size": 56, "tokens_per_side": 2}
@@ -32,22 +34,19 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> SmallShards:
     return small_shards(tmp_path_factory.mktemp("shards"))
 
 
-def opened(built: SmallShards, cache: Path | None, **settings: Any) -> Plan:
-    values = GEOMETRY | {
-        "split": "train",
-        "tokenizer_file": built.tokenizer,
-        "pack_length": 256,
-        "window": 64,
-        "over_long": "skip",
-        "last_batch": "short",
-        "shuffle": True,
-        "seed": 0,
-        "global_batch_packs": 4,
-        "crops_per_chunk": 8,
-        "labels_per_chunk": 64,
-        "cache": cache,
-    }
-    return open_plan(**({"shards": built.folder} | values | settings))
+def opened(
+    built: SmallShards,
+    cache: Path | None,
+    *,
+    shards: Path | Sequence[Folder] | None = None,
+    split: str = "train",
+    tokenizer_file: Path | None = None,
+    ranks: Ranks | None = None,
+    **changes: Any,
+) -> Plan:
+    settings = small(**({"global_batch_packs": 4} | changes))
+    tokenizer = tokenizer_file or built.tokenizer
+    return open_plan(shards or built.folder, split, settings, tokenizer_file=tokenizer, cache=cache, ranks=ranks)
 
 
 @pytest.mark.parametrize("num_crops", [1, 4, 9])

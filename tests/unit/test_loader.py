@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.factories.plans import SMALL
 from tests.factories.small_shards import SmallShards, damage, small_shards
 from train.pipeline import makers
 from train.pipeline.batch import Batch
@@ -29,24 +30,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> SmallShards:
 
 
 def opened(built: SmallShards) -> Plan:
-    return open_plan(
-        built.folder,
-        "train",
-        tokenizer_file=built.tokenizer,
-        num_crops=4,
-        crop_size=56,
-        tokens_per_side=2,
-        pack_length=256,
-        window=64,
-        over_long="skip",
-        last_batch="short",
-        shuffle=True,
-        seed=0,
-        global_batch_packs=5,
-        crops_per_chunk=8,
-        labels_per_chunk=64,
-        cache=None,
-    )
+    return open_plan(built.folder, "train", SMALL, tokenizer_file=built.tokenizer, cache=None)
 
 
 def loader_of(built: SmallShards, **settings: Any) -> Loader:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from data.schema import UserError
+from tests.factories.plans import SMALL
 from tests.factories.served import Served, served
 from tests.factories.small_shards import SmallShards, damage, small_shards
 from train.pipeline.corpus import Corpus
@@ -44,24 +45,7 @@ def storage_of(tmp_path: Path, **settings: Any) -> Storage:
 
 
 def plan_of(built: SmallShards, folder: Path) -> Plan:
-    return open_plan(
-        folder,
-        "train",
-        tokenizer_file=built.tokenizer,
-        num_crops=4,
-        crop_size=56,
-        tokens_per_side=2,
-        pack_length=256,
-        window=64,
-        over_long="skip",
-        last_batch="short",
-        shuffle=True,
-        seed=0,
-        global_batch_packs=5,
-        crops_per_chunk=8,
-        labels_per_chunk=64,
-        cache=built.folder / "counted",
-    )
+    return open_plan(folder, "train", SMALL, tokenizer_file=built.tokenizer, cache=built.folder / "counted")
 
 
 def loader_of(built: SmallShards, folder: Path, **settings: Any) -> Loader:

@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data.manifest import Manifest
+from data.manifest import Manifest, file_sha256
 from data.schema import UserError
 from train.pipeline.corpus import Corpus, ShardSet
 from train.pipeline.lengths import Geometry, counted_text, sample_lengths
 from train.pipeline.order import Counts
 from train.pipeline.plan import Plan
 from train.pipeline.sharing import Alone, Ranks
-from train.pipeline.spec import VERSION, PlanError, PlanSpec, ShardRef, Source
+from train.pipeline.spec import VERSION, PlanError, PlanSettings, PlanSpec, ShardRef, Source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,23 +40,10 @@ class _Found:
 def open_plan(
     shards: Path | Sequence[Folder],
     split: str,
+    settings: PlanSettings,
     *,
     tokenizer_file: Path,
-    num_crops: int,
-    crop_size: int,
-    tokens_per_side: int,
-    pack_length: int,
-    window: int,
-    over_long: str,
-    last_batch: str,
-    shuffle: bool,
-    seed: int,
-    global_batch_packs: int,
-    crops_per_chunk: int,
-    labels_per_chunk: int,
     cache: Path | None,
-    mix_by: str = "samples",
-    mix_until: str = "last",
     pinned: Sequence[Sequence[ShardRef]] | None = None,
     ranks: Ranks | None = None,
 ) -> Plan:
@@ -65,11 +52,11 @@ def open_plan(
     Args:
         shards: folder with manifest.json, or several that are mixed.
         split: a folder in it, in each of them.
+        settings: how it is planned.
         tokenizer_file: tokenizer.json.
         cache: folder where counts of text, lengths and packs are kept for the next start; None keeps none.
         pinned: the shards of each folder that an earlier plan began with; others that were appended are left alone.
         ranks: who shares the counting; each calls this alike. None: this process alone.
-        The others: as in PlanSpec.
     Raises:
         UserError: no shards, another format version, a shard missing, changed or not of its size, folders with
             different templates, settings that make no plan.
@@ -96,34 +83,21 @@ def open_plan(
             ranks=ranks,
         )
 
-    spec = PlanSpec(
+    spec = PlanSpec.of(
+        settings,
         sources=tuple(one.source for one in found),
         tokenizer_hash=tokenizer_hash,
         template=found[0].template,
-        num_crops=num_crops,
-        crop_size=crop_size,
-        tokens_per_side=tokens_per_side,
-        pack_length=pack_length,
-        window=window,
-        over_long=over_long,
-        last_batch=last_batch,
-        shuffle=shuffle,
-        seed=seed,
-        global_batch_packs=global_batch_packs,
-        crops_per_chunk=crops_per_chunk,
-        labels_per_chunk=labels_per_chunk,
-        mix_by=mix_by,
-        mix_until=mix_until,
     )
     lengths = sample_lengths(
         corpus.indexes,
         text_of,
         [one.shards.samples for one in found],
         Geometry(
-            num_crops=num_crops,
-            crop_size=crop_size,
-            tokens_per_side=tokens_per_side,
-            fit_into=pack_length if over_long == "fewer_crops" else None,
+            num_crops=spec.num_crops,
+            crop_size=spec.crop_size,
+            tokens_per_side=spec.tokens_per_side,
+            fit_into=spec.pack_length if spec.over_long == "fewer_crops" else None,
         ),
         about=_digest([asdict(source)["shards"] for source in spec.sources], tokenizer_hash, spec.template),
         cache=cache,
@@ -220,21 +194,17 @@ def spec_of(record: Mapping[str, Any], where: Path) -> PlanSpec:
 def open_again(record: Mapping[str, Any], where: Path) -> Plan:
     """The plan that a record is of; raises PlanError where its shards or its tokenizer are others now."""
     spec = spec_of(record, where)
-    values = {name: value for name, value in spec.to_json().items() if name not in _DERIVED}
     plan = open_plan(
         [Folder(path=Path(p), weight=s.weight) for p, s in zip(record["folders"], spec.sources, strict=True)],
         spec.sources[0].split,
+        spec,
         tokenizer_file=Path(record["tokenizer"]),
         cache=Path(record["cache"]) if record["cache"] else None,
         pinned=[source.shards for source in spec.sources],
-        **values,
     )
     if plan.spec != spec:
         raise PlanError(f"{where}: {', '.join(differing(spec, plan.spec))} changed since; bring back what was there")
     return plan
-
-
-_DERIVED = ("sources", "tokenizer_hash", "template", "block_shards", "version")
 
 
 def differing(old: PlanSpec, new: PlanSpec) -> list[str]:
@@ -248,6 +218,6 @@ def _digest(*about: object) -> str:
 
 def _sha256(file: Path) -> str:
     try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
+        return file_sha256(file)
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}; name a model folder that has a tokenizer.json") from error

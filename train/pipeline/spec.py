@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from data.schema import UserError
@@ -45,14 +45,9 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PlanSpec:
-    """All that decides what is trained at which step; plain values, so that it can be written as JSON."""
+class PlanSettings:
+    """What a person chooses of a plan; the shards and the tokenizer add the rest."""
 
-    sources: tuple[Source, ...]
-    tokenizer_hash: str
-    """SHA-256 of tokenizer.json."""
-    template: str
-    """The chat template, Jinja."""
     num_crops: int
     crop_size: int
     """Pixels a side."""
@@ -79,8 +74,6 @@ class PlanSpec:
     """When an epoch of a weighted mixture ends: first (a source is used up) | last (all are; small ones repeat)."""
     block_shards: int = 64
     """Shards that the shuffle mixes with one another, and that a reader may have open."""
-    version: int = VERSION
-    """Of the arithmetic: the same spec of another version may plan other packs."""
 
     def __post_init__(self) -> None:
         for name in _COUNTS:
@@ -92,9 +85,33 @@ class PlanSpec:
                 raise PlanError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
         if self.seed < 0:
             raise PlanError(f"seed is {self.seed}; it must not be negative")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanSpec(PlanSettings):
+    """All that decides what is trained at which step; plain values, so that it can be written as JSON."""
+
+    sources: tuple[Source, ...]
+    tokenizer_hash: str
+    """SHA-256 of tokenizer.json."""
+    template: str
+    """The chat template, Jinja."""
+    version: int = VERSION
+    """Of the arithmetic: the same spec of another version may plan other packs."""
+
+    def __post_init__(self) -> None:
+        PlanSettings.__post_init__(self)  # super() does not find its way in a class with slots
         weights = [source.weight for source in self.sources]
         if any(weight is not None for weight in weights) and not all(weight and weight > 0 for weight in weights):
             raise PlanError(f"weights are {weights}; give every set of shards one above 0, or none of them")
+
+    @classmethod
+    def of(
+        cls, settings: PlanSettings, *, sources: tuple[Source, ...], tokenizer_hash: str, template: str
+    ) -> "PlanSpec":
+        """The settings, or another spec's, with these shards and this tokenizer."""
+        chosen = {field.name: getattr(settings, field.name) for field in fields(PlanSettings)}
+        return cls(sources=sources, tokenizer_hash=tokenizer_hash, template=template, **chosen)
 
     @property
     def weighted(self) -> bool:
