@@ -4,6 +4,7 @@ import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data.asking import Asking
 from data.download import DownloadLimits
 from data.failures import failure_classes
 from data.images import KEEP, Rewriting
@@ -42,15 +43,7 @@ class BuildSettings:
     """Processes; 0 does all in this one."""
     rewriting: Rewriting = KEEP
     """When pictures that stand upright are encoded anew."""
-    limits: DownloadLimits = field(default_factory=DownloadLimits)
-    allowed_hosts: frozenset[str] = frozenset()
-    """Hosts that may have addresses that are not public."""
-    robots: bool = True
-    """Whether sites are asked for their robots.txt, and obeyed."""
-    probe: bool = True
-    """Whether to stop if most of the first URLs fail."""
-    retry: frozenset[str] = frozenset()
-    """Classes of failure of an earlier run to try again."""
+    asking: Asking = field(default_factory=Asking)
     max_failed_downloads: float = 0.3
     """Share of the URLs that may fail."""
     max_rejected: float = 0.05
@@ -65,6 +58,69 @@ class BuildSettings:
 def parse(arguments: list[str] | None = None) -> BuildSettings:
     """The command line as settings; argparse ends the program for one that is wrong."""
     parser = argparse.ArgumentParser(prog="python -m data.build", description="Build training shards from a catalogue.")
+    _add_places(parser)
+    _add_rows(parser)
+    _add_shares(parser)
+    _add_downloads(parser)
+    _add_shards(parser)
+    values = parser.parse_args(arguments)
+    steps = _steps(parser, values)
+    return BuildSettings(
+        preset=values.preset,
+        source=values.source,
+        output=values.work or Path(values.output or "."),
+        upload=values.output if values.work else None,
+        dry_run=values.dry_run,
+        steps=steps,
+        part=values.part,
+        join=values.join,
+        image_root=values.image_root,
+        limit=values.limit,
+        workers=values.workers,
+        asking=_asking(values),
+        max_failed_downloads=values.max_failed_downloads,
+        max_rejected=values.max_rejected,
+        rewriting=Rewriting(max_side=values.max_side, quality=values.quality),
+        near_duplicates=values.near_duplicates,
+        tokenizer=values.tokenizer,
+        size=ShardSize(samples=values.shard_samples, bytes=values.shard_mb << 20),
+    )
+
+
+def _steps(parser: argparse.ArgumentParser, values: argparse.Namespace) -> tuple[str, ...]:
+    """Which steps a command line asks for; ends the program for options that do not go together."""
+    if values.output is None and (values.preset or not values.source):
+        parser.error("--output names the folder for the shards")
+    if is_remote(values.output or "") != (values.work is not None):
+        parser.error("--work names a folder here for ledger and downloads: it goes with an --output that is a URL")
+    if not values.part.whole:
+        if values.only == "split":
+            parser.error("--part: the split step is one machine's; use --join --only split")
+        return (values.only or "fetch",)
+    steps: tuple[str, ...] = (values.only,) if values.only else STEPS
+    return tuple(step for step in steps if step != "fetch") if values.join else steps
+
+
+def _asking(values: argparse.Namespace) -> Asking:
+    return Asking(
+        limits=DownloadLimits(
+            max_bytes=values.max_picture_mb << 20,
+            timeout_s=values.timeout,
+            deadline_s=values.deadline,
+            attempts=values.attempts,
+            backoff_s=values.backoff,
+            connections=values.connections,
+            connections_per_host=values.connections_per_host,
+            per_host_rate=values.per_host_rate,
+        ),
+        allowed_hosts=frozenset(values.allow_host),
+        robots=not values.no_robots,
+        probe=not values.no_probe,
+        retry=values.retry,
+    )
+
+
+def _add_places(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preset",
         help="burberry, clothing, or a mapping of your own: FILE.yaml; without it the columns are shown and a mapping "
@@ -80,8 +136,34 @@ def parse(arguments: list[str] | None = None) -> BuildSettings:
         "--work", type=Path, metavar="DIR", help="folder here for ledger, downloads and shards where --output is a URL"
     )
     parser.add_argument(
+        "--image-root",
+        metavar="DIR",
+        help="folder or URL where relative picture paths start (default: the catalogue's folder)",
+    )
+
+
+def _add_rows(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--dry-run", action="store_true", help="write only OUTPUT/dry-run.html: the first samples with their pictures"
     )
+    parser.add_argument("--limit", type=_positive, metavar="N", help="take only the first N rows")
+    parser.add_argument(
+        "--max-rejected",
+        type=_share,
+        default=0.05,
+        metavar="SHARE",
+        help="share of the rows that may be rejected, failed downloads aside (default: 0.05)",
+    )
+    parser.add_argument(
+        "--near-duplicates",
+        type=_share,
+        default=DISTANCE,
+        metavar="DISTANCE",
+        help=f"how far pictures of one group may differ; 0: only the same bytes (default: {DISTANCE})",
+    )
+
+
+def _add_shares(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", choices=STEPS, help="run one step alone")
     among = parser.add_mutually_exclusive_group()
     among.add_argument(
@@ -95,22 +177,11 @@ def parse(arguments: list[str] | None = None) -> BuildSettings:
         "--join", action="store_true", help="put the shares of all machines together, and do what is left to do"
     )
     parser.add_argument(
-        "--image-root",
-        metavar="DIR",
-        help="folder or URL where relative picture paths start (default: the catalogue's folder)",
-    )
-    parser.add_argument("--limit", type=_positive, metavar="N", help="take only the first N rows")
-    parser.add_argument(
         "--workers", type=_not_negative, default=2, metavar="N", help="processes; 0 for none (default: 2)"
     )
-    parser.add_argument(
-        "--max-rejected",
-        type=_share,
-        default=0.05,
-        metavar="SHARE",
-        help="share of the rows that may be rejected, failed downloads aside (default: 0.05)",
-    )
-    _add_downloads(parser)
+
+
+def _add_shards(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard-samples",
         type=_positive,
@@ -132,60 +203,7 @@ def parse(arguments: list[str] | None = None) -> BuildSettings:
         "--quality", type=_quality, metavar="1-100", help="encode every JPEG anew (default: bytes stay as they are)"
     )
     parser.add_argument(
-        "--near-duplicates",
-        type=_share,
-        default=DISTANCE,
-        metavar="DISTANCE",
-        help=f"how far pictures of one group may differ; 0: only the same bytes (default: {DISTANCE})",
-    )
-    parser.add_argument(
         "--tokenizer", type=Path, metavar="DIR", help="model folder whose tokenizer.json counts tokens into the index"
-    )
-    values = parser.parse_args(arguments)
-    far = is_remote(values.output or "")
-    if values.output is None and (values.preset or not values.source):
-        parser.error("--output names the folder for the shards")
-    if far != (values.work is not None):
-        parser.error("--work names a folder here for ledger and downloads: it goes with an --output that is a URL")
-    steps: tuple[str, ...] = (values.only,) if values.only else STEPS
-    if not values.part.whole:
-        steps = (values.only or "fetch",)
-        if steps == ("split",):
-            parser.error("--part: the split step is one machine's; use --join --only split")
-    elif values.join:
-        steps = tuple(step for step in steps if step != "fetch")
-    return BuildSettings(
-        preset=values.preset,
-        source=values.source,
-        output=values.work or Path(values.output or "."),
-        upload=values.output if far else None,
-        dry_run=values.dry_run,
-        steps=steps,
-        part=values.part,
-        join=values.join,
-        image_root=values.image_root,
-        limit=values.limit,
-        workers=values.workers,
-        limits=DownloadLimits(
-            max_bytes=values.max_picture_mb << 20,
-            timeout_s=values.timeout,
-            deadline_s=values.deadline,
-            attempts=values.attempts,
-            backoff_s=values.backoff,
-            connections=values.connections,
-            connections_per_host=values.connections_per_host,
-            per_host_rate=values.per_host_rate,
-        ),
-        allowed_hosts=frozenset(values.allow_host),
-        robots=not values.no_robots,
-        probe=not values.no_probe,
-        retry=values.retry,
-        max_failed_downloads=values.max_failed_downloads,
-        max_rejected=values.max_rejected,
-        rewriting=Rewriting(max_side=values.max_side, quality=values.quality),
-        near_duplicates=values.near_duplicates,
-        tokenizer=values.tokenizer,
-        size=ShardSize(samples=values.shard_samples, bytes=values.shard_mb << 20),
     )
 
 

@@ -16,7 +16,8 @@ from data.images import PictureError, open_picture
 from data.index import Index
 from data.ledger import Ledger, LedgerError, Record
 from data.manifest import Manifest
-from data.mapping import MappingError, make_mapping
+from data.mapping_file import make_mapping
+from data.rules import MappingError
 from data.schema import Sample
 from data.shards import read_sample
 

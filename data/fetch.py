@@ -9,10 +9,11 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from data.asking import Asking
 from data.chat import picture_values
 from data.checkers import Checkers, lost
 from data.checking import CheckJob, Failure
-from data.download import Downloader, DownloadError, DownloadLimits, Visit
+from data.download import Downloader, DownloadError, Visit
 from data.entries import Entry, Source
 from data.images import KEEP, MAX_PIXELS, Rewriting
 from data.incoming import Incoming
@@ -43,28 +44,12 @@ class FetchSettings:
     """An absolute path or a URL; where relative paths start, and which they must not leave."""
     max_pixels: int = MAX_PIXELS
     rewriting: Rewriting = KEEP
-    limits: DownloadLimits = field(default_factory=DownloadLimits)
-    allowed_hosts: frozenset[str] = frozenset()
-    """Hosts that may have addresses that are not public."""
-    robots: bool = True
-    """Whether to do as robots.txt and X-Robots-Tag say."""
-    probe: bool = True
-    """Whether to stop if most of the first URLs fail."""
-    retry: frozenset[str] = frozenset()
-    """Classes of failure of an earlier run to try again."""
+    asking: Asking = field(default_factory=Asking)
 
     def fingerprint(self) -> str:
-        """Of what changes results; limits and allowed hosts only change whether there is one."""
+        """Of what changes results; how servers are asked only changes whether there is one."""
         about = [_VERSION, PART_ROWS, self.pictures, self.chat, self.max_pixels, asdict(self.rewriting)]
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()
-
-    def again(self, earlier: Lost) -> bool:
-        """Whether a URL that failed in an earlier run is asked for once more."""
-        if earlier.reason in self.retry:
-            return True
-        if earlier.reason == "refused-address":
-            return earlier.host in self.allowed_hosts
-        return earlier.reason in ("robots", "robots-unreachable", "noai") and not self.robots
 
 
 @dataclass(slots=True, kw_only=True)
@@ -142,7 +127,7 @@ class _Fetch:
         self._counts = FetchCounts()
         self._rows_failed = 0
         self._incoming = Incoming(ledger.downloads / f"incoming{share.suffix}")
-        self._probe = Probe(settings.probe)
+        self._probe = Probe(settings.asking.probe)
         self._flying: dict[str, asyncio.Future[Found | Lost]] = {}
         self._job = CheckJob(
             url="",
@@ -151,7 +136,7 @@ class _Fetch:
             downloads=str(ledger.downloads),
             attempts=0,
             max_pixels=settings.max_pixels,
-            max_bytes=settings.limits.max_bytes,
+            max_bytes=settings.asking.limits.max_bytes,
             rewriting=settings.rewriting,
         )
 
@@ -179,7 +164,8 @@ class _Fetch:
                     slots.release()
 
         # Should one task fail, the group ends the others: nothing goes on behind an error's back.
-        self._downloader = Downloader(settings.limits, settings.allowed_hosts, settings.robots)
+        asking = settings.asking
+        self._downloader = Downloader(asking.limits, asking.allowed_hosts, asking.robots)
         async with self._downloader, asyncio.TaskGroup() as group:
             checking = group.create_task(self._checkers.run())
             async with asyncio.TaskGroup() as parts:
@@ -285,7 +271,7 @@ class _Fetch:
         earlier, fresh = self._store.get(ask.url) or (ask.earlier, False)
         if isinstance(earlier, Found) and unchanged(self._ledger, earlier):
             return earlier
-        if isinstance(earlier, Lost) and (fresh or not self._settings.again(earlier)):
+        if isinstance(earlier, Lost) and (fresh or not self._settings.asking.again(earlier)):
             return earlier
         future = self._flying[ask.url] = asyncio.get_running_loop().create_future()
         probed = earlier is None and self._probe.enter()

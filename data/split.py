@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from data.grouping import LEAK, Links, deal, first_places, oldest_of_groups
 from data.ledger import Ledger, Record
 from data.looks import LOOK_BYTES
-from data.mapping import Mapping, ValueRejected
+from data.mapping import Mapping
 from data.near import near_pairs
 from data.plan import Ints, Plan, ShardPlan, ShardSize, SplitPlan
 from data.rejecting import RejectedRows
+from data.rules import ValueRejected
 from data.schema import Rejected, SampleError
 
 _DIGEST_BYTES = 16
@@ -52,6 +53,21 @@ class _Kept:
     """As the split column says; empty where none decides."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Dealt:
+    """Where the rows of `_Kept` stand."""
+
+    stays: NDArray[np.bool_]
+    """[rows], whether a row is in a shard at all."""
+    oldest: Ints
+    """[rows], the oldest row of each one's group."""
+    codes: Ints
+    """[rows], each one's place in `splits`."""
+    splits: list[str]
+    leaks_prevented: int = 0
+    straddling: int = 0
+
+
 def make_plan(
     ledger: Ledger,
     parts: int,
@@ -68,6 +84,44 @@ def make_plan(
     near duplicates (data/near.py), 0 for none; rows at which new shards start, in every split; takes the rows that
     are in no shard; told how many more rows are done.
     """
+    kept, links, rows = _read(ledger, parts, mapping, distance, rejected, report)
+    keys, names = _joined(kept.keys), _joined(kept.names)
+    dealt = _deal(kept, keys, links, mapping, rejected)
+    stays = np.flatnonzero(dealt.stays)
+    numbers = np.frombuffer(kept.rows, np.int64)[stays]
+    keys = unique_keys(keys.take(pa.array(stays)), numbers)
+    groups = names.take(pa.array(dealt.oldest[stays]))
+    codes = dealt.codes[stays]
+    sizes = np.frombuffer(kept.bytes, np.int64)[stays]
+    digests = np.frombuffer(kept.digests, np.uint8).reshape(-1, _DIGEST_BYTES)[stays]
+    splits = {}
+    for code in sorted(np.unique(codes).tolist(), key=lambda code: dealt.splits[code]):
+        places = np.flatnonzero(codes == code)
+        own_keys = keys.take(pa.array(places))
+        ages = np.searchsorted(np.array(breaks, np.int64), numbers[places], side="right")
+        shards = _cut(dealt.splits[code], sizes[places], digests[places], own_keys, ages, size)
+        splits[dealt.splits[code]] = SplitPlan(
+            rows=numbers[places], keys=own_keys, groups=groups.take(pa.array(places)), shards=tuple(shards)
+        )
+    return Plan(
+        rows=rows,
+        splits=splits,
+        rejected=rejected.reasons,
+        leaks_prevented=dealt.leaks_prevented,
+        straddling=dealt.straddling,
+        breaks=tuple(breaks),
+    )
+
+
+def _read(
+    ledger: Ledger,
+    parts: int,
+    mapping: Mapping,
+    distance: float,
+    rejected: RejectedRows,
+    report: Callable[[int], None],
+) -> tuple[_Kept, Links, int]:
+    """The ledger's rows that make a sample, what they have in common, and the number of all rows."""
     looks = ledger.downloads / "plan" / ".looks.part"
     looks.parent.mkdir(parents=True, exist_ok=True)
     kept, rows = _Kept(), 0
@@ -78,56 +132,37 @@ def make_plan(
                 _map_records(records, mapping, kept, stream, rejected)
                 rows += len(records)
                 report(len(records))
-        links = _links(kept, looks, distance)
+        return kept, _links(kept, looks, distance), rows
     finally:
         looks.unlink(missing_ok=True)
-    numbers, keys, names = np.frombuffer(kept.rows, np.int64), _joined(kept.keys), _joined(kept.names)
+
+
+def _deal(kept: _Kept, keys: pa.Array, links: Links, mapping: Mapping, rejected: RejectedRows) -> _Dealt:
+    """Set duplicates and leaks aside, and give every row its split."""
+    numbers = np.frombuffer(kept.rows, np.int64)
     first = first_places(np.frombuffer(kept.same, np.uint64))
     stays = first == np.arange(len(first))
     for place in np.flatnonzero(~stays).tolist():
         detail = f"row {numbers[first[place]]} has the same product, pictures and text"
         rejected.add(_rejected(int(numbers[place]), keys[place].as_py(), "duplicate", detail))
-    straddling = leaks = 0
-    if mapping.split.fractions is not None:
-        split_names, own = list(mapping.split.fractions), np.frombuffer(kept.own, np.int8).astype(np.int64)
-        dealt = deal(links, own)
-        oldest, codes = dealt.oldest, dealt.codes
-        for place, joined in dealt.leaks.items():
-            if stays[place]:
-                detail = ", ".join(f"that of row {numbers[one]} in {split_names[codes[one]]}" for one in joined)
-                detail = f"would join groups of different splits: {detail}"
-                rejected.add(_rejected(int(numbers[place]), keys[place].as_py(), "leak", detail))
-        stays &= codes != LEAK
-        leaks = int(np.count_nonzero(codes[stays] != own[stays]))
-    else:
+    if mapping.split.fractions is None:
         oldest = oldest_of_groups(links)
         encoded = _joined(kept.splits).dictionary_encode()
-        split_names = encoded.dictionary.to_pylist()
         codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
         straddling = _straddling(oldest[stays], codes[stays])
-    unique = np.flatnonzero(stays)
-    keys = unique_keys(keys.take(pa.array(unique)), numbers[unique])
-    groups = names.take(pa.array(oldest[unique]))
-    numbers, codes, oldest = numbers[unique], codes[unique], oldest[unique]
-    sizes = np.frombuffer(kept.bytes, np.int64)[unique]
-    digests = np.frombuffer(kept.digests, np.uint8).reshape(-1, _DIGEST_BYTES)[unique]
-    splits = {}
-    for code in sorted(set(codes.tolist()), key=lambda code: split_names[code]):
-        places = np.flatnonzero(codes == code)
-        own_keys = keys.take(pa.array(places))
-        ages = np.searchsorted(np.array(breaks, np.int64), numbers[places], side="right")
-        shards = _cut(split_names[code], sizes[places], digests[places], own_keys, ages, size)
-        splits[split_names[code]] = SplitPlan(
-            rows=numbers[places], keys=own_keys, groups=groups.take(pa.array(places)), shards=tuple(shards)
+        return _Dealt(
+            stays=stays, oldest=oldest, codes=codes, splits=encoded.dictionary.to_pylist(), straddling=straddling
         )
-    return Plan(
-        rows=rows,
-        splits=splits,
-        rejected=rejected.reasons,
-        leaks_prevented=leaks,
-        straddling=straddling,
-        breaks=tuple(breaks),
-    )
+    splits, own = list(mapping.split.fractions), np.frombuffer(kept.own, np.int8).astype(np.int64)
+    dealt = deal(links, own)
+    for place, joined in dealt.leaks.items():
+        if stays[place]:
+            detail = ", ".join(f"that of row {numbers[one]} in {splits[dealt.codes[one]]}" for one in joined)
+            detail = f"would join groups of different splits: {detail}"
+            rejected.add(_rejected(int(numbers[place]), keys[place].as_py(), "leak", detail))
+    stays &= dealt.codes != LEAK
+    prevented = int(np.count_nonzero(dealt.codes[stays] != own[stays]))
+    return _Dealt(stays=stays, oldest=dealt.oldest, codes=dealt.codes, splits=splits, leaks_prevented=prevented)
 
 
 def _map_records(records: list[Record], mapping: Mapping, kept: _Kept, looks: BinaryIO, rejected: RejectedRows) -> None:

@@ -165,11 +165,12 @@ def _is_category(values: list[Any]) -> bool:
 
 
 def _is_number(values: list[Any]) -> bool:
-    numbers = 0
-    for value in values:
-        try:
-            read_number("", value)
-            numbers += 1
-        except ValueRejected:
-            pass
-    return numbers > 0.8 * len(values)
+    return sum(map(_reads_as_number, values)) > 0.8 * len(values)
+
+
+def _reads_as_number(value: Any) -> bool:
+    try:
+        read_number("", value)
+    except ValueRejected:
+        return False
+    return True

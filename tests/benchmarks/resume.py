@@ -11,30 +11,12 @@ import json
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
+from tests.factories.memory import Peak, own_bytes
+
 EPOCH, SHARE, RANKS = 3, 0.93, 8
-
-
-def own_memory() -> int:
-    """Bytes that belong to this process alone."""
-    fields = (line.split() for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
-    return sum(int(field[1]) * 1024 for field in fields if field[0] in ("Private_Clean:", "Private_Dirty:"))
-
-
-class Peak(threading.Thread):
-    """Watches the process's own memory."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.base = self.most = own_memory()
-        self.ended = threading.Event()
-
-    def run(self) -> None:
-        while not self.ended.wait(0.05):
-            self.most = max(self.most, own_memory())
 
 
 def resume(folder: Path) -> dict[str, float]:
@@ -56,7 +38,7 @@ def resume(folder: Path) -> dict[str, float]:
         "seconds": seconds,
         "cpu_s": cpu,
         "peak_mb": (peak.most - peak.base) / 1e6,
-        "then_mb": (own_memory() - peak.base) / 1e6,
+        "then_mb": (own_bytes() - peak.base) / 1e6,
         "step": step,
         "micro_steps": len(micro_steps),
         "digest": int(digest[:8], 16),

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.factories.memory import own_bytes, reset_peak, status_bytes
 from tests.factories.ranks import join, run_ranks, zero3_settings
 from tests.factories.small_models import small_folder
 from train.model import Phi3VForCausalLM
@@ -202,24 +203,12 @@ def measure(folder: Path, precision: str, world: Any) -> dict[str, Any]:
 
     config, deepspeed = zero3_settings(precision)
     world.barrier()
-    before, resident = private_bytes(), status_bytes("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
+    before, resident = own_bytes(), status_bytes("VmRSS")
+    reset_peak()
     model = load_model(config, folder, deepspeed, world)
-    peak, uss = status_bytes("VmHWM") - resident, private_bytes() - before
+    peak, uss = status_bytes("VmHWM") - resident, own_bytes() - before
     assert all(parameter.numel() == 0 for parameter in model.parameters())
     return {"peak": peak, "uss": uss}
-
-
-def status_bytes(field: str) -> int:
-    """A line of this process's status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
-
-
-def private_bytes() -> int:
-    """This process's unique set size."""
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
 
 
 if __name__ == "__main__":

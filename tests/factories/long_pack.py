@@ -7,22 +7,16 @@ import argparse
 import json
 import multiprocessing
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from tests.factories.memory import reset_peak, status_bytes
 from tests.factories.small_models import pack, sample, small_config
 from train.model import Phi3VForCausalLM
 
 # Attention grows with the square of the tokens: one layer of one narrow head keeps 131,072 of them within minutes.
 WIDTH, HEADS = 16, 1
-
-
-def memory(field: str) -> int:
-    """A figure of this process's memory in bytes: VmRSS now, VmHWM at most."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 def long_model(attention: str, checkpointing: bool) -> Phi3VForCausalLM:
@@ -55,10 +49,10 @@ def peak(model: Phi3VForCausalLM, tokens: int, pictures: bool) -> int:
     """Bytes that a forward and backward pass takes at most, its inputs included, what a first one loads left out."""
     step(model, 1024, pictures)
     model.zero_grad()
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from VmRSS
-    before = memory("VmRSS")
+    reset_peak()
+    before = status_bytes("VmRSS")
     step(model, tokens, pictures)
-    return memory("VmHWM") - before
+    return status_bytes("VmHWM") - before
 
 
 def step(model: Phi3VForCausalLM, tokens: int, pictures: bool) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import closing, suppress
 from types import TracebackType
 
 Handler = Callable[["WebServer", asyncio.StreamWriter, str], Awaitable[None]]
@@ -63,25 +64,27 @@ class WebServer:
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        try:
+        # The other side may hang up at any time, and the test may end first: neither is a failure of the server.
+        with (
+            closing(writer),
+            suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError),
+        ):
             while True:
-                request = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-                path = request.split(" ", 2)[1].lstrip("/")
-                for line in request.splitlines():
-                    if line.lower().startswith("user-agent:"):
-                        self.agents.add(line.partition(":")[2].strip())
-                if path == "robots.txt":
-                    self.robots_asked += 1
-                    text = self._robots
-                    writer.write(answer(404) if text is None else answer(200, text.encode(), kind="text/plain"))
-                else:
-                    self.asked.append(path)
-                    await self._handler(self, writer, path)
-                await writer.drain()
-        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            pass
-        finally:
-            writer.close()
+                await self._answer((await reader.readuntil(b"\r\n\r\n")).decode("latin-1"), writer)
+
+    async def _answer(self, request: str, writer: asyncio.StreamWriter) -> None:
+        path = request.split(" ", 2)[1].lstrip("/")
+        for line in request.splitlines():
+            if line.lower().startswith("user-agent:"):
+                self.agents.add(line.partition(":")[2].strip())
+        if path == "robots.txt":
+            self.robots_asked += 1
+            text = self._robots
+            writer.write(answer(404) if text is None else answer(200, text.encode(), kind="text/plain"))
+        else:
+            self.asked.append(path)
+            await self._handler(self, writer, path)
+        await writer.drain()
 
 
 def answer(status: int, body: bytes = b"", kind: str = "image/jpeg", **headers: str) -> bytes:

@@ -23,7 +23,7 @@ from pathlib import Path
 import pytest
 
 from data.build import main as build
-from data.mapping import load_mapping
+from data.mapping_file import load_mapping
 from data.sample.catalogue import write_sample
 from tests.factories.published_name import clean_environment, fill_cache, link_checkout
 from train.config import load

@@ -2,16 +2,13 @@
 
 import csv
 import json
-import subprocess
 import sys
-import time
 from pathlib import Path
-
-import psutil
 
 from data.manifest import Manifest
 from data.shards import iter_samples
 from tests.factories.hostile_pictures import drawn, encoded, hostile
+from tests.factories.memory import watch
 
 MAPPING = """
 key: id
@@ -21,17 +18,6 @@ answer: "{id}"
 split: {fractions: {train: 1.0}}
 """
 MOST_MEMORY = 400 << 20
-
-
-def memory_of(process: psutil.Process) -> int:
-    """Bytes that a process and those it started hold for themselves alone, together."""
-    held = 0
-    for one in (process, *process.children(recursive=True)):
-        try:
-            held += one.memory_full_info().uss
-        except psutil.NoSuchProcess:
-            continue
-    return held
 
 
 def test_every_hostile_picture_is_a_row_once_and_memory_is_bounded(root: Path, tmp_path: Path) -> None:
@@ -50,14 +36,9 @@ def test_every_hostile_picture_is_a_row_once_and_memory_is_bounded(root: Path, t
     (tmp_path / "mapping.yaml").write_text(MAPPING)
     arguments = ["--preset", "mapping.yaml", "--source", "rows.csv", "--output", "out", "--max-rejected", "1"]
     command = [sys.executable, str(root / "data" / "build.py"), *arguments]
-    with (tmp_path / "log").open("wb") as log:
-        started = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
-        process, most = psutil.Process(started.pid), 0
-        while started.poll() is None:
-            most = max(most, memory_of(process))
-            time.sleep(0.1)
-    assert started.returncode == 0, (tmp_path / "log").read_text()
-    assert most < MOST_MEMORY
+    done = watch(command, tmp_path)
+    assert done.code == 0, done.said
+    assert done.peak < MOST_MEMORY
     out = tmp_path / "out"
     found = {
         sample.source["row"]: "ok" for split in Manifest.load(out).shards for sample, _ in iter_samples(out, split)

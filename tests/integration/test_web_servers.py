@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from data.manifest import file_sha256
+from tests.factories.memory import watch
 from tests.factories.web_server import WebServer, answer
 
 MAPPING = """\
@@ -135,24 +135,6 @@ def catalogue(folder: Path, urls: list[str]) -> list[str]:
     return [*command, "--source", str(folder / "rows.csv"), "--workers", "2"]
 
 
-def peak_uss(command: list[str], root: Path) -> tuple[str, int, int]:
-    """Run a command. Returns what it said on stderr, its exit code and the peak of all its processes' own memory."""
-    peak = 0
-    with subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as running:
-        main = psutil.Process(running.pid)
-        while running.poll() is None:
-            total = 0
-            try:
-                for process in (main, *main.children(recursive=True)):
-                    total += process.memory_full_info().uss
-            except psutil.Error:
-                pass
-            peak = max(peak, total)
-            time.sleep(0.1)
-        assert running.stderr is not None
-        return running.stderr.read(), running.returncode, peak
-
-
 @pytest.mark.parametrize("copies", [1, pytest.param(8, marks=pytest.mark.soak)])
 def test_every_way_a_server_fails_is_a_row_with_its_reason_and_the_rest_goes_on(
     tmp_path: Path, root: Path, copies: int
@@ -177,8 +159,8 @@ def test_every_way_a_server_fails_is_a_row_with_its_reason_and_the_rest_goes_on(
                 expected |= {f"http://nohost.invalid/{copy}.jpg": "dns", f"http://[broken/{copy}": "bad-url"}
             command = [*catalogue(tmp_path, list(expected)), "--output", str(tmp_path / "out"), *QUICK.split()]
             command += ["--allow-host", "127.0.0.1", "--max-failed-downloads", "1", "--no-probe"]
-            said, code, peak = peak_uss(command, root)
-    assert code == 0, said
+            done = watch(command, root)
+    assert done.code == 0, done.said
     reasons = {
         entry["row"]: entry["reason"]
         for entry in map(json.loads, (tmp_path / "out" / "rejected.jsonl").read_text().splitlines())
@@ -197,7 +179,7 @@ def test_every_way_a_server_fails_is_a_row_with_its_reason_and_the_rest_goes_on(
     assert server.times["0/404"] == server.times["0/403"] == server.times["0/429-for-long"] == 1
     assert server.times["0/500"] == 3
     assert server.times["0/private/a"] == 0
-    assert peak < MEMORY_BYTES
+    assert done.peak < MEMORY_BYTES
     (part,) = (tmp_path / "out" / "downloads" / "ledger").glob("part-*.parquet")
     pictures = {one["url"]: one for row in pq.read_table(part).to_pylist() for one in row["pictures"]}
     for url, reason in expected.items():

@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 
 from data.chat import ChatError, inline_pictures, picture_values, read_chat
-from data.mapping import Mapping, MappingError, ValueRejected, make_mapping
+from data.mapping import Mapping
+from data.mapping_file import make_mapping
+from data.rules import MappingError, ValueRejected
 
 ASKED = "<|image_1|>\nWhat is it?"
 FORMS: dict[str, tuple[Any, list[Any], list[Any]]] = {

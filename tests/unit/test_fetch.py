@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from data.addresses import CheckedResolver
+from data.asking import Asking
 from data.checking import Failure
 from data.download import DownloadLimits
 from data.entries import Entry, Source
@@ -41,16 +42,16 @@ def turned() -> bytes:
 
 
 def run(folder: Path, values: list[Any], **changes: Any) -> tuple[list[Record], FetchCounts]:
-    """Fetch a catalogue of one column `p`; a Rejected stands for itself."""
+    """Fetch a catalogue of one column `p`, asking as `changes` say; a Rejected stands for itself."""
     entries: list[Entry] = [
         value if isinstance(value, Rejected) else Row(number=number, values={"p": value, "n": number})
         for number, value in enumerate(values)
     ]
-    settings = FetchSettings(pictures=("p",), image_root=str(folder), limits=LIMITS)
+    settings = FetchSettings(pictures=("p",), image_root=str(folder), asking=Asking(**({"limits": LIMITS} | changes)))
     source = Source(name="rows.csv", columns=("p", "n"), picture_root=folder, entries=lambda: iter(entries))
     ledger = Ledger(folder / "out" / "downloads")
     with ThreadPoolExecutor(1) as pool:
-        counts = fetch(iter(entries), ledger, replace(settings, **changes), pool, 1, source, lambda more, **_: None)
+        counts = fetch(iter(entries), ledger, settings, pool, 1, source, lambda more, **_: None)
     summary = ledger.summary()
     assert summary is not None
     assert (summary.rows, summary.parts) == (len(values), counts.parts)
@@ -325,7 +326,7 @@ def test_a_source_that_breaks_off_ends_the_fetch_and_keeps_what_is_done(tmp_path
         raise LedgerError("the catalogue broke off")
 
     source = Source(name="rows.csv", columns=("p",), picture_root=tmp_path, entries=entries)
-    settings = FetchSettings(pictures=("p",), image_root=str(tmp_path), limits=LIMITS)
+    settings = FetchSettings(pictures=("p",), image_root=str(tmp_path), asking=Asking(limits=LIMITS))
     ledger = Ledger(tmp_path / "out")
     with ThreadPoolExecutor(1) as pool, pytest.raises(LedgerError, match="broke off"):
         fetch(entries(), ledger, settings, pool, 1, source, lambda more, **_: None)
@@ -351,8 +352,7 @@ def test_a_url_of_many_rows_is_asked_for_once(tmp_path: Path, server: Server) ->
 
 def test_the_good_pictures_of_a_rejected_row_are_not_asked_for_again(tmp_path: Path, server: Server) -> None:
     both = [server.url("picture"), server.url("flaky")]
-    tried_once = {"limits": replace(LIMITS, attempts=1)} | HERE
-    (record,), _ = run(tmp_path, [both], **tried_once)
+    (record,), _ = run(tmp_path, [both], limits=replace(LIMITS, attempts=1), **HERE)
     assert (record.reason, len(record.pictures), record.lost[0].reason) == ("server-error", 1, "server-error")
     (record,), _ = run(tmp_path, [both], retry=frozenset({"server-error"}), **HERE)
     assert (record.status, len(record.pictures)) == ("ok", 2)

@@ -7,7 +7,9 @@ import jinja2
 import pytest
 
 from data.manifest import CHAT_TEMPLATES
-from data.mapping import Mapping, MappingError, ValueRejected, check_columns, load_mapping, make_mapping
+from data.mapping import Mapping
+from data.mapping_file import check_columns, load_mapping, make_mapping
+from data.rules import MappingError, ValueRejected
 from data.schema import Rejected, Row
 
 BURBERRY = {

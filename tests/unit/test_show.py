@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from data.build import main as build
-from data.mapping import make_mapping
+from data.mapping_file import make_mapping
 from data.show import main as show_main
 from data.show import show
 from data.sources import open_source

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from data.ledger import PART_ROWS, Found, Ledger, Record
-from data.mapping import make_mapping
+from data.mapping_file import make_mapping
 from data.near import DISTANCE
 from data.plan import Plan, PlanMissing, ShardSize, load_plan, save_plan
 from data.rejecting import RejectedRows
