@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ NO_LABEL = -100
 BOS = "<s>"
 # Unicode's White_Space, which the tokenizer's \s means; Python's str.strip knows four more.
 WHITE_SPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
+# Rendered templates, by their messages' roles, and encodings of stretches up to so many characters that are kept: most
+# conversations of a data set have the same of both.
+KEPT, KEPT_LENGTH = 4096, 64
 # Private characters that stand for a message's content while the template is rendered.
 OPEN, CLOSE = "\ue000", "\ue001"
 CONTENT = re.compile(f"{OPEN}(\\d+){CLOSE}")
@@ -104,6 +108,8 @@ class Conversation:
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         environment.globals["raise_exception"] = _refuse
         self._render = environment.from_string(template).render
+        self._marked_roles = lru_cache(KEPT)(self._render_marked)
+        self._short_ids = lru_cache(KEPT)(self._plain_ids)
         self._check_template()
 
     def __reduce__(self) -> tuple[type["Conversation"], tuple[str, str]]:
@@ -145,7 +151,10 @@ class Conversation:
 
     def _marked(self, messages: Sequence[Message], ask: bool) -> str:
         """The rendered text with marks in place of the contents."""
-        marks = [{**message, "content": f"{OPEN}{number}{CLOSE}"} for number, message in enumerate(messages)]
+        return self._marked_roles(tuple(message["role"] for message in messages), ask)
+
+    def _render_marked(self, roles: tuple[str, ...], ask: bool) -> str:
+        marks = [{"role": role, "content": f"{OPEN}{number}{CLOSE}"} for number, role in enumerate(roles)]
         return self._render(messages=marks, add_generation_prompt=ask, bos_token="", eos_token="")
 
     def _items(self, messages: Sequence[Message], ask: bool) -> list[_Item]:
@@ -222,9 +231,10 @@ class Conversation:
         """Ids of a stretch, and which of them reach into its labelled part."""
         text = "".join(part for part, _ in stretch.parts)
         start = len(text) - len(text.lstrip(WHITE_SPACE)) if swallowing else 0
-        encoded = self._plain.encode(text[start:], add_special_tokens=False)
         if len({labelled for _, labelled in stretch.parts}) == 1:
-            return encoded.ids, [stretch.parts[0][1]] * len(encoded.ids)
+            ids = (self._short_ids if len(text) <= KEPT_LENGTH else self._plain_ids)(text[start:])
+            return ids, [stretch.parts[0][1]] * len(ids)
+        encoded = self._plain.encode(text[start:], add_special_tokens=False)
         spans = []
         end = 0
         for part, labelled in stretch.parts:
@@ -233,6 +243,11 @@ class Conversation:
             end += len(part)
         marks = [any(begin < stop and last > first for first, stop in spans) for begin, last in encoded.offsets]
         return encoded.ids, marks
+
+    def _plain_ids(self, text: str) -> list[int]:
+        """Ids of a text in which nothing is special; never to be changed, they may be kept."""
+        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        return ids
 
 
 def _add_text(items: list[_Item], text: str, labelled: bool) -> None:

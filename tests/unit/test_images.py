@@ -73,6 +73,36 @@ def test_a_turned_picture_is_rewritten_upright(kind: str, suffix: str, orientati
     assert check_picture(data) == picture
 
 
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("size", [(60, 40), (61, 43), (17, 9), (2, 1), (333, 500)])
+def test_a_picture_has_the_pixels_that_pillow_decodes(
+    subsampling: str, progressive: bool, size: tuple[int, int]
+) -> None:
+    data = encoded(drawn().resize(size), subsampling=subsampling, progressive=progressive, restart_marker_rows=1)
+    assert_as_pillow_has_it(data)
+
+
+@pytest.mark.parametrize("options", [{"keep_rgb": True}, {"qtables": "web_high"}, {"quality": 1}, {"optimize": True}])
+def test_a_rare_kind_of_jpeg_has_the_pixels_that_pillow_decodes(options: dict[str, object]) -> None:
+    assert_as_pillow_has_it(encoded(drawn(333, 200), **options))
+
+
+def test_a_picture_with_bytes_that_belong_to_nothing_has_the_pixels_that_pillow_decodes() -> None:
+    data = encoded(drawn())
+    scan = data.index(b"\xff\xda")
+    assert_as_pillow_has_it(data[:scan] + b"\0\0\0" + data[scan:])
+
+
+def assert_as_pillow_has_it(data: bytes) -> None:
+    plain, ours = Image.open(io.BytesIO(data)), open_picture(data)
+    assert (ours.mode, ours.size) == (plain.mode, plain.size) == ("RGB", plain.size)
+    assert ours.tobytes() == plain.tobytes()
+    assert ours.resize((30, 50), Image.Resampling.BILINEAR).tobytes() == (
+        plain.resize((30, 50), Image.Resampling.BILINEAR).tobytes()
+    )
+
+
 def png_header(width: int, height: int) -> bytes:
     body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     header = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))

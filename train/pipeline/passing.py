@@ -7,6 +7,7 @@ byte says: pages that the kernel has handed out once are many times quicker to w
 """
 
 import json
+import math
 import mmap
 import os
 import socket
@@ -89,12 +90,12 @@ class Layout:
     @staticmethod
     def size(*arrays: tuple[tuple[int, ...], Any]) -> int:
         """Bytes that arrays of these shapes and dtypes take, in any order."""
-        return sum(int(np.prod(shape)) * np.dtype(dtype).itemsize + ALIGNMENT for shape, dtype in arrays)
+        return sum(math.prod(shape) * np.dtype(dtype).itemsize + ALIGNMENT for shape, dtype in arrays)
 
     def array(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         """The next array; its values are whatever the memory holds."""
         start = -(-self.at // ALIGNMENT) * ALIGNMENT
-        self.at = start + int(np.prod(shape)) * np.dtype(dtype).itemsize
+        self.at = start + math.prod(shape) * np.dtype(dtype).itemsize
         if self.at > len(self.memory):
             raise ValueError(f"an array of {shape} ends at byte {self.at} of a block of {len(self.memory)}")
         return self.memory[start : self.at].view(dtype).reshape(shape)
@@ -210,7 +211,7 @@ class Borrower:
         whole = np.frombuffer(block.memory, np.uint8)
         weakref.finalize(whole, block.memory.__setitem__, 0, RETURNED).atexit = False
         arrays = {
-            name: whole[at : at + int(np.prod(shape)) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
+            name: whole[at : at + math.prod(shape) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
             for name, (dtype, shape, at) in content["arrays"].items()
         }
         return content["text"], arrays
