@@ -1,5 +1,6 @@
 """Data sets of the Hugging Face hub, of a local cache, or saved to disk, as streams of rows."""
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,12 +25,13 @@ def hub_rows(where: str) -> tuple[list[str], Reader]:
     undecoded = {split: _undecoded(rows) for split, rows in splits.items()}
     first = next(iter(undecoded.values()))
     columns = list(first.column_names or next(iter(first), {}))
+    own = _own_places(name)
 
     def rows() -> Iterator[Values]:
         for split, one in undecoded.items():
             try:
                 for values in one:
-                    yield {"split": str(split)} | values
+                    yield {"split": str(split)} | {column: _with_bytes(value, own) for column, value in values.items()}
             except Exception as error:
                 if not _of_the_network(error):
                     raise
@@ -81,6 +83,36 @@ def _plain(feature: Any) -> Any:
     if hasattr(feature, "feature"):
         return type(feature)(_plain(feature.feature), length=getattr(feature, "length", -1))
     return feature
+
+
+def _own_places(name: str) -> tuple[str, ...]:
+    """How the names of a data set's own files start: on the hub, in the library's caches, in the folder it is."""
+    import datasets
+    from huggingface_hub import constants
+
+    folders = [datasets.config.HF_DATASETS_CACHE, constants.HF_HUB_CACHE, *([name] if os.path.isdir(name) else [])]
+    return f"hf://datasets/{name}@", f"hf://datasets/{name}/", *(f"{os.path.realpath(folder)}/" for folder in folders)
+
+
+def _with_bytes(value: Any, own: tuple[str, ...]) -> Any:
+    """A value with the bytes of the pictures that the library only points to, as it does with folders of pictures.
+
+    Read here, and only if they are the data set's own: a path in a row may name any file of this machine.
+    """
+    if isinstance(value, list):
+        return [_with_bytes(one, own) for one in value]
+    if not isinstance(value, dict):
+        return value
+    path = value.get("path")
+    if set(value) != {"bytes", "path"} or value["bytes"] is not None or not isinstance(path, str):
+        return {name: _with_bytes(one, own) for name, one in value.items()}
+    outermost = path.rpartition("::")[2]  # zip://a.jpg::hf://… is a file in an archive
+    if not (outermost if "://" in outermost else os.path.realpath(outermost)).startswith(own):
+        return value
+    from datasets.utils.file_utils import xopen
+
+    with xopen(path, "rb") as stream:
+        return {"bytes": stream.read(), "path": path.partition("::")[0].rpartition("/")[2]}
 
 
 def _of_the_network(error: Exception) -> bool:

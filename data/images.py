@@ -25,6 +25,7 @@ from PIL import (  # noqa: F401
 
 from data.looks import Small, look_at, reduced
 from data.schema import Picture
+from data.turning import upright
 
 MAX_PIXELS = 50_000_000
 MAX_RATIO = 100  # longer side to shorter; beyond it the smallest canvas has no pixel left for the shorter side
@@ -273,7 +274,7 @@ def _rewritten(picture: Image.Image, suffix: str, rewriting: Rewriting) -> bool:
 
 def _encoded(picture: Image.Image, suffix: str, rewriting: Rewriting) -> tuple[Image.Image, bytes, str]:
     """The picture upright, no larger than allowed, and encoded anew; its metadata is left behind."""
-    picture = ImageOps.exif_transpose(picture)
+    picture = upright(picture, _orientation(picture))  # asked again: loading a TIFF has turned it
     if rewriting.max_side is not None and max(picture.size) > rewriting.max_side:
         if picture.mode in ("1", "P", "PA"):
             picture = picture.convert("RGBA" if "transparency" in picture.info else "RGB")

@@ -58,8 +58,6 @@ def locate(value: Any, image_root: str) -> Place:
         data, name = value.get("bytes"), value.get("path")
         if isinstance(data, bytes):
             return Inside(str(name or ""), data)
-        if isinstance(name, str) and os.path.isabs(name):
-            return Local(os.path.basename(name), name)  # the library's own cache, not a path that a catalogue chose
         value = name
     if isinstance(value, bytes):
         return Inside("", value)

@@ -5,6 +5,9 @@ import json
 import sys
 from pathlib import Path
 
+from PIL import Image
+
+from data.images import ORIENTATION
 from data.manifest import Manifest
 from data.shards import iter_samples
 from tests.factories.hostile_pictures import drawn, encoded, hostile
@@ -30,9 +33,12 @@ def test_every_hostile_picture_is_a_row_once_and_memory_is_bounded(root: Path, t
             (tmp_path / f"{name}.jpg").write_bytes(data)
             rows.writerow([name, f"{name}.jpg"])
             expected[number] = reasons.split()
-        (tmp_path / "large.jpg").write_bytes(encoded(drawn(100, 100).resize((6900, 6900)), quality=30))
-        rows.writerow(["large", "large.jpg"])
-        expected[len(cases)] = ["ok"]
+        large, exif = drawn(100, 100).resize((6900, 6900)), Image.Exif()
+        exif[ORIENTATION] = 6
+        for name, options in (("large", {}), ("turned", {"exif": exif})):
+            (tmp_path / f"{name}.jpg").write_bytes(encoded(large, quality=30, **options))
+            rows.writerow([name, f"{name}.jpg"])
+            expected[len(expected)] = ["ok"]
     (tmp_path / "mapping.yaml").write_text(MAPPING)
     arguments = ["--preset", "mapping.yaml", "--source", "rows.csv", "--output", "out", "--max-rejected", "1"]
     command = [sys.executable, str(root / "data" / "build.py"), *arguments]

@@ -188,7 +188,7 @@ def test_what_is_wrong_with_local_pictures_is_named(tmp_path: Path) -> None:
         ("/root/a.jpg", Local("/root/a.jpg", "/root/a.jpg")),
         (" https://x/y.jpg ", Remote("https://x/y.jpg")),
         (b"abc", Inside("", b"abc")),
-        ({"bytes": None, "path": "/cache/a.jpg"}, Local("a.jpg", "/cache/a.jpg")),
+        ({"bytes": None, "path": "a.jpg"}, Local("a.jpg", "/root/a.jpg")),
     ],
 )
 def test_what_a_value_means(value: object, where: object) -> None:
@@ -197,7 +197,13 @@ def test_what_a_value_means(value: object, where: object) -> None:
 
 @pytest.mark.parametrize(
     ("value", "reason"),
-    [("/etc/passwd", "outside-root"), ("/rooted/a", "outside-root"), ("file:///a", "bad-url"), (5, "bad-value")],
+    [
+        ("/etc/passwd", "outside-root"),
+        ({"bytes": None, "path": "/etc/passwd"}, "outside-root"),
+        ("/rooted/a", "outside-root"),
+        ("file:///a", "bad-url"),
+        (5, "bad-value"),
+    ],
 )
 def test_what_a_value_must_not_mean(value: object, reason: str) -> None:
     found = locate(value, "/root")

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data import turning
 from data.images import PictureError, Rewriting, check_picture, open_picture
+from data.turning import upright
 from tests.factories.hostile_pictures import hostile
 
 
@@ -101,6 +103,19 @@ def assert_as_pillow_has_it(data: bytes) -> None:
     assert ours.resize((30, 50), Image.Resampling.BILINEAR).tobytes() == (
         plain.resize((30, 50), Image.Resampling.BILINEAR).tobytes()
     )
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["RGB", "CMYK"])
+def test_a_large_picture_is_turned_like_a_small_one(
+    monkeypatch: pytest.MonkeyPatch, orientation: int, mode: str
+) -> None:
+    small, large = drawn(67, 41).convert(mode), drawn(67, 41).convert(mode)
+    expected = upright(small, orientation)
+    monkeypatch.setattr(turning, "LARGE_PIXELS", 0)
+    monkeypatch.setattr(turning, "_STRIP_PIXELS", 300)
+    found = upright(large, orientation)
+    assert (found.mode, found.size, found.tobytes()) == (mode, expected.size, expected.tobytes())
 
 
 def png_header(width: int, height: int) -> bytes:

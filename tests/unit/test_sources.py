@@ -274,6 +274,21 @@ def test_a_data_set_saved_to_disk(tmp_path: Path) -> None:
     assert values(tmp_path / "set") == values(f"hf:{tmp_path / 'set'}") == [expected]
 
 
+def test_pictures_that_datasets_only_points_to_are_read_if_they_are_its_own(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    (tmp_path / "set").mkdir()
+    for name in ("secret.bin", "set/own.bin"):
+        (tmp_path / name).write_bytes(name.encode())
+    named = [str(tmp_path / name) for name in ("secret.bin", "set/own.bin", "set/../secret.bin")]
+    (tmp_path / "set/link.bin").symlink_to(tmp_path / "secret.bin")
+    named.append(str(tmp_path / "set/link.bin"))
+    held: list[dict[str, Any]] = [{"bytes": None, "path": name} for name in named]
+    pq.write_table(pa.table({"images": [held]}), tmp_path / "set/rows.parquet")
+    (found,) = values(f"hf:{tmp_path / 'set'}")
+    held[1] = {"bytes": b"set/own.bin", "path": "own.bin"}
+    assert found == {"split": "train", "images": held}
+
+
 def test_the_parts_of_a_data_sets_name() -> None:
     assert parse_name("hf:a/b:small@main") == ("a/b", "small", "main")
     assert parse_name("hf:/folder") == ("/folder", None, None)
