@@ -30,7 +30,7 @@ _DIFFERENT = 24  # of the 80 signs; pairs with more are left out without a close
 _EARLIEST, _LATEST = 12, 12  # compared of those with one key: so many of the first ones and of the ones just before
 _KNOTS = 6  # of the curve of tones
 _BLOCK = 1 << 14  # pairs looked at closely at a time
-_ROWS = 1 << 16  # pictures whose keys are made at a time
+_ROWS = 1 << 12  # pictures whose keys are made at a time
 
 
 @dataclass(frozen=True, slots=True)
