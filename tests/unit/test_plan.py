@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from train.pipeline import plan as plan_module
-from train.pipeline.dealing import balance, deal_packs
+from train.pipeline.dealing import Pack, balance, deal_packs
 from train.pipeline.lengths import Lengths
 from train.pipeline.pack import pack_window
 from train.pipeline.plan import Plan
@@ -210,6 +210,33 @@ def test_like_packs_share_a_micro_step():
     plan = make_plan(count=4000, global_batch_packs=32)
     rows = [[pack.work for pack in row] for row in deal_packs(plan.batch(0).packs, 8)]
     assert all(min(row) >= max(below) for row, below in itertools.pairwise(rows))
+
+
+@pytest.mark.parametrize(("packs", "world"), [(16, 4), (18, 4), (256, 64), (7, 8)])
+def test_exchanges_even_out_the_ranks_and_make_no_micro_step_longer(packs: int, world: int):
+    rng = np.random.default_rng(packs)
+    work = np.concatenate([rng.integers(370, 380, packs // 16), rng.integers(180, 250, packs - packs // 16)])
+    batch = [
+        Pack(number=number, samples=(number,), tokens=1, labels=1, crops=1, work=int(one))
+        for number, one in enumerate(rng.permutation(work))
+    ]
+    rows = deal_packs(batch, world)
+    assert sorted(pack.number for row in rows for pack in row) == list(range(-(-packs // world) * world))
+    heaviest_first = np.sort([pack.work for row in rows for pack in row])[::-1].reshape(-1, world)
+    assert [max(pack.work for pack in row) for row in rows] == heaviest_first[:, 0].tolist()
+    as_sorted = heaviest_first.copy()
+    as_sorted[1::2] = as_sorted[1::2, ::-1]
+    assert balance(rows).sums <= as_sorted.sum(axis=0).max() / as_sorted.sum(axis=0).mean()
+    assert rows == deal_packs(batch[::-1], world)
+
+
+def test_a_heavy_pack_is_dealt_with_light_ones():
+    work = [300] + [100] * 12 + [50] * 3
+    batch = [
+        Pack(number=number, samples=(number,), tokens=1, labels=1, crops=1, work=one) for number, one in enumerate(work)
+    ]
+    rows = deal_packs(batch, 4)
+    assert max(sum(row[rank].work for row in rows) for rank in range(4)) == 300 + 3 * 50
 
 
 def test_without_pictures_there_is_no_call_of_the_tower():

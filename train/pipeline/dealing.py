@@ -40,26 +40,51 @@ def deal_packs(packs: Sequence[Pack], world: int) -> list[list[Pack]]:
     """Deal a batch's packs to ranks so that they carry equal work, in each micro-step and in sum.
 
     Ranks wait for one another in every layer, so a micro-step takes as long as its heaviest pack: packs of like weight
-    go into one micro-step, and within it the heaviest to the rank that has carried least.
+    go into one micro-step, and within it the heaviest to the rank that has carried least. Then packs are exchanged
+    while that eases the rank that carries most and no micro-step becomes longer.
 
     Returns:
         [micro-step][rank] packs, ceil(packs / world) micro-steps; missing packs are empty ones.
     """
     heaviest_first = sorted(packs, key=lambda pack: (-pack.work, pack.number))
-    carried = [0] * world
-    dealt = []
-    for first in range(0, len(packs), world):
-        row = heaviest_first[first : first + world]
-        row += [
-            Pack(number=first + place, samples=(), tokens=0, labels=0, crops=0, work=0)
-            for place in range(len(row), world)
-        ]
-        by_rank: list[Pack] = [row[0]] * world
-        for pack, rank in zip(row, sorted(range(world), key=lambda rank: (carried[rank], rank)), strict=True):
-            by_rank[rank] = pack
-            carried[rank] += pack.work
-        dealt.append(by_rank)
-    return dealt
+    heaviest_first += [
+        Pack(number=number, samples=(), tokens=0, labels=0, crops=0, work=0)
+        for number in range(len(packs), -(-len(packs) // world) * world)
+    ]
+    work = np.array([pack.work for pack in heaviest_first], np.int64).reshape(-1, world)
+    carried = np.zeros(world, np.int64)
+    dealt = np.arange(work.size).reshape(work.shape)
+    for row, values in zip(dealt, work, strict=True):
+        row[np.argsort(carried, kind="stable")] = row.copy()
+        carried += values[row - row.min()]
+    _exchange(dealt, work.ravel(), carried)
+    return [[heaviest_first[place] for place in row] for row in dealt.tolist()]
+
+
+def _exchange(dealt: Ints, work: Ints, carried: Ints) -> None:
+    """Exchange packs of the rank that carries most with lighter ones of other ranks, in place, as long as that helps.
+
+    Args:
+        dealt: int64 [micro-steps, ranks], places in `work`.
+        work: int64, of each pack.
+        carried: int64 [ranks], the sums.
+    """
+    there = work[dealt]
+    longest = there.max(axis=1)
+    for _ in range(2 * dealt.shape[1]):
+        most = int(carried.argmax())
+        # By how much each pack of that rank [i] is heavier than each of all packs [j, rank], whose place it would take.
+        eased = there[:, most, None, None] - there[None]
+        fits = there[:, most, None, None] <= longest[None, :, None]
+        after = np.maximum(carried[most] - eased, carried + eased)
+        after[(eased <= 0) | ~fits] = carried[most]
+        found = int(after.argmin())
+        if after.flat[found] >= carried[most]:
+            break
+        row, other, rank = (int(place) for place in np.unravel_index(found, after.shape))
+        carried[[most, rank]] += np.array([-1, 1]) * eased[row, other, rank]
+        for table in (dealt, there):
+            table[row, most], table[other, rank] = table[other, rank], table[row, most]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
