@@ -5,15 +5,24 @@
         rank-00000.safetensors …    what one rank held: `weight:NAME@OFFSET`, `exp_avg:…`, `exp_avg_sq:…`, flat fp32
 
 OFFSET counts elements from the start of the flattened parameter. A folder is whole (its files have the manifest's sizes
-and hashes) or it is not used. Neither DeepSpeed nor pickle is needed to read one.
+and hashes, and the manifest its own) or it is not used. Neither DeepSpeed nor pickle is needed to read one.
+
+    python -m train.checkpoint list|verify|prune RUN
 """
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__" and not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.manifest import file_sha256
@@ -23,8 +32,11 @@ from data.whole import sync
 if TYPE_CHECKING:
     import torch
 
-FORMAT = 1
+FORMAT = 2
+READS = (1, 2)
+"""Format 1 has neither a hash of the manifest nor a probe."""
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
+CHUNK_BYTES = 8 * 2**20
 
 
 class CheckpointError(UserError):
@@ -72,6 +84,8 @@ class Manifest:
     validation_loss: float | None
     """Of the weights saved here, where it was measured."""
     versions: dict[str, str]
+    probe: dict[str, Any] | None = None
+    """`loss` of the batch of train/probe.py with these weights, and `under` what it was computed."""
     format: int = FORMAT
 
     @classmethod
@@ -79,18 +93,23 @@ class Manifest:
         """Read a checkpoint's manifest; raises CheckpointError where there is none or it is of another format."""
         path = Path(folder) / "manifest.json"
         try:
-            values = json.loads(path.read_text())
+            text = path.read_text()
+            values = json.loads(text)
         except FileNotFoundError as error:
             raise CheckpointError(
                 f"{folder}: no manifest.json, so this checkpoint was never finished; take another one"
             ) from error
         except ValueError as error:
             raise CheckpointError(f"{path}: not JSON; take another checkpoint") from error
-        if values.get("format") != FORMAT:
+        if not isinstance(values, dict) or values.get("format") not in READS:
+            found = values.get("format") if isinstance(values, dict) else None
             raise CheckpointError(
-                f"{path}: checkpoint format {values.get('format')!r}, this version reads {FORMAT}; "
+                f"{path}: checkpoint format {found!r}, this version reads {READS[0]} to {READS[-1]}; "
                 "use the version that wrote it"
             )
+        values.pop("sha256", None)
+        if values["format"] > 1 and sealed(values) != text:
+            raise CheckpointError(f"{path}: its SHA-256 is not the one it ends with; take another checkpoint")
         files = {name: Written(**written) for name, written in values["files"].items()}
         return cls(**(values | {"files": files}))
 
@@ -100,23 +119,53 @@ def step_folder(step: int) -> str:
     return f"step-{step:06d}"
 
 
-def write_slices(folder: Path, rank: int, slices: Iterable[Slice]) -> tuple[str, Written]:
-    """Write one rank's slices into an unfinished checkpoint; returns the file's name, size and hash."""
-    from safetensors.torch import save_file
+def sealed(values: Mapping[str, Any]) -> str:
+    """The text of a manifest: its values and, last, their hash, so that no byte of it can change unseen."""
+    digest = hashlib.sha256(json.dumps(values).encode()).hexdigest()
+    return json.dumps({**values, "sha256": digest}, indent=1) + "\n"
 
+
+def write_slices(
+    folder: Path, rank: int, slices: Sequence[Slice], alive: Callable[[], None] = lambda: None
+) -> tuple[str, Written]:
+    """Write one rank's slices into an unfinished checkpoint, as safetensors, hashed on their way.
+
+    By hand, for the library first makes a copy of all that it writes.
+    alive: called after each piece, for those who watch whether the disk still answers.
+    Returns the file's name, size and hash.
+    """
+    tensors = {f"{kind}:{part.name}@{part.offset}": part.tensors[kind] for part in slices for kind in KINDS}
+    header, end = {}, 0
+    for key, tensor in tensors.items():
+        start, end = end, end + 4 * tensor.numel()
+        header[key] = {"dtype": "F32", "shape": [tensor.numel()], "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
     path = folder / f"rank-{rank:05d}.safetensors"
-    tensors = {
-        f"{kind}:{part.name}@{part.offset}": part.tensors[kind].contiguous() for part in slices for kind in KINDS
-    }
-    save_file(tensors, path)
-    sync(path)
-    return path.name, Written(bytes=path.stat().st_size, sha256=file_sha256(path))
+    digest, size = hashlib.sha256(), 0
+    with path.open("wb") as file:
+
+        def put(data: bytes | memoryview) -> None:
+            nonlocal size
+            file.write(data)
+            digest.update(data)
+            size += len(data)
+            alive()
+
+        put(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            view = tensor.detach().float().cpu().contiguous().numpy().data.cast("B")
+            for start in range(0, len(view), CHUNK_BYTES):
+                put(view[start : start + CHUNK_BYTES])
+        file.flush()
+        os.fsync(file.fileno())
+    return path.name, Written(bytes=size, sha256=digest.hexdigest())
 
 
 def finish(aside: Path, manifest: Manifest) -> Path:
     """Add the manifest to an unfinished checkpoint and give it its name; from then on it counts."""
     path = aside / "manifest.json"
-    path.write_text(json.dumps(asdict(manifest), indent=1) + "\n")
+    path.write_text(sealed(asdict(manifest)))
     sync(path)
     sync(aside)
     final = aside.with_name(step_folder(manifest.step))
@@ -134,34 +183,20 @@ def problem(folder: Path) -> str | None:
         manifest = Manifest.load(folder)
     except CheckpointError as error:
         return str(error)
-    for name, written in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{path}: missing"
-        if path.stat().st_size != written.bytes:
-            return f"{path}: {path.stat().st_size} bytes, {written.bytes} in the manifest"
-        if file_sha256(path) != written.sha256:
-            return f"{path}: its SHA-256 is not the manifest's"
-    return None
+    # Hashing leaves the interpreter to others: as many files at once as there are cores.
+    with ThreadPoolExecutor(max_workers=min(8, len(os.sched_getaffinity(0)))) as pool:
+        reasons = pool.map(lambda item: file_problem(folder / item[0], item[1]), manifest.files.items())
+        return next((reason for reason in reasons if reason), None)
 
 
-def found(run: Path) -> list[Path]:
-    """All checkpoint folders of a run, oldest first; whole or not."""
-    return sorted((Path(run) / "checkpoints").glob("step-[0-9]*"), key=lambda path: int(path.name[5:]))
-
-
-def newest(run: Path, say: Any = None) -> Path | None:
-    """The newest whole checkpoint of a run, or None.
-
-    run: the run folder.
-    say: called with one line for each newer checkpoint that is not whole.
-    """
-    for folder in reversed(found(run)):
-        reason = problem(folder)
-        if reason is None:
-            return folder
-        if say is not None:
-            say(f"{folder} is not whole and is passed over: {reason}")
+def file_problem(path: Path, written: Written, hashed: bool = True) -> str | None:
+    """Why a file is not what was written, or None; `hashed`: by its bytes and not only by its size."""
+    if not path.is_file():
+        return f"{path}: missing"
+    if path.stat().st_size != written.bytes:
+        return f"{path}: {path.stat().st_size} bytes, {written.bytes} in the manifest"
+    if hashed and file_sha256(path) != written.sha256:
+        return f"{path}: its SHA-256 is not the manifest's"
     return None
 
 
@@ -216,22 +251,6 @@ def full_tensors(folder: Path) -> Iterator[tuple[str, "torch.Tensor"]]:
         yield name, reader.read("weight", name, 0, size).reshape(shape)
 
 
-def prune(run: Path, keep_last: int, best: str | None) -> None:
-    """Take away all checkpoints but the newest `keep_last` and the one named `best`, and every unfinished one."""
-    for folder in found(run)[:-keep_last]:
-        if folder.name != best:
-            # Renamed first: a folder half taken away must not look like a checkpoint.
-            gone = folder.with_name(f".{folder.name}.gone")
-            folder.rename(gone)
-            shutil.rmtree(gone)
-
-
-def clear_unfinished(run: Path) -> None:
-    """Take away what a save or a removal that was cut short left behind."""
-    for folder in (Path(run) / "checkpoints").glob(".step-*"):
-        shutil.rmtree(folder)
-
-
 def fingerprint_model(folder: Path) -> str:
     """A fingerprint of a model folder: names and sizes of its files, config.json, and 64 blocks of each weights file.
 
@@ -247,3 +266,9 @@ def fingerprint_model(folder: Path) -> str:
                 file.seek(place)
                 digest.update(file.read(block))
     return digest.hexdigest()
+
+
+if __name__ == "__main__":
+    from train.keeping import main
+
+    sys.exit(main())

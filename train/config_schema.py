@@ -167,7 +167,11 @@ class CheckpointSection(Section):
     every_steps: NotNegative = 500
     """Steps between two checkpoints; 0: only at the end."""
     keep_last: Positive = 2
-    """Newest checkpoints kept; the one of the best validation loss is kept besides."""
+    """Newest checkpoints kept."""
+    keep_best: NotNegative = 1
+    """Checkpoints kept besides, of the least validation loss."""
+    background: bool = True
+    """Write from a copy in the host's memory while training goes on; without, training waits for the disk."""
 
 
 class LoggingSection(Section):

@@ -1,6 +1,7 @@
 """The model under DeepSpeed: loaded partitioned, packs forward and backward, optimizer steps, saved and restored."""
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 from pydantic import ValidationError
 
 from train import zero_state
-from train.checkpoint import CheckpointError, Manifest, Reader, Slice, finish, step_folder, write_slices
+from train.checkpoint import KINDS, CheckpointError, Manifest, Reader, Slice
 from train.config import ConfigError, nearest
 from train.config_schema import Config
 from train.distributed import World
@@ -23,9 +24,13 @@ from train.model.lora import parts_of
 from train.model.weights import CheckpointError as WeightsError
 from train.optim import build_optimizer, set_rates
 from train.pipeline.batch import Batch
+from train.probe import probe_batch
 from train.tuning import loading_options, prepare
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# How far a probe's loss may be off where ranks, versions or machine differ from those of the save, relative.
+PROBE_TOLERANCE = {"fp32": 1e-4}
+PROBE_TOLERANCE_OTHERWISE = 2e-2
 
 
 def check_zero_keys(settings: Mapping[str, Any], where: str) -> None:
@@ -124,8 +129,9 @@ class Engine:
         self.zero_stage = zero_state.zero_stage(self.zero)
         self.attention = resolve_attention(config.model.attention, world.device, DTYPES[config.model.precision])
         self.parameters = zero_state.trained_parameters(self.deepspeed.module)
-        vision = getattr(model, "config").vision_config  # noqa: B009 (PEFT models forward it)
-        self.crop_size = int(vision.image_size)
+        made = getattr(model, "config")  # noqa: B009 (PEFT models forward it)
+        self.crop_size = made.crop_size
+        self.probe_pack = probe_batch(made.vocab_size, made.crop_size, made.tokens_per_side)
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
         """A pack as the model's arguments, on its device."""
@@ -187,36 +193,73 @@ class Engine:
         """What this rank holds of weights and moments."""
         return zero_state.local_slices(self.zero, self.parameters, self.world.rank)
 
-    def save(self, folder: Path, *, step: int, plan: str, base: dict[str, str], validation: float | None) -> Path:
-        """Write a checkpoint of this step; it is there whole when this returns, or every rank raises.
+    def manifest(self, *, step: int, plan: str, base: dict[str, str], validation: float | None) -> Manifest:
+        """What a checkpoint of the weights as they are says of itself, without its files; collective.
 
-        folder: of the run's checkpoints.
         plan: fingerprint of the order of training. base: path and fingerprint of the model trained from.
         validation: loss measured with these weights.
         """
-        world = self.world
-        aside = folder / f".{step_folder(step)}.tmp"
-        world.from_first(lambda: aside.mkdir(parents=True, exist_ok=True))
-        written = world.agree(lambda: write_slices(aside, world.rank, self.slices()))
-        files = dict(world.gather_objects(written))
-        manifest = Manifest(
+        return Manifest(
             step=step,
             adam_step=zero_state.adam_step(self.zero),
-            world_size=world.size,
+            world_size=self.world.size,
             plan=plan,
             config=self.config.model_dump(),
             base=base,
-            shapes={name: zero_state.full_shape(parameter) for name, parameter in self.parameters},
-            files=files,
+            shapes=self.shapes(),
+            files={},
             validation_loss=validation,
             versions={package.__name__: package.__version__ for package in (torch, deepspeed, transformers)},
+            probe={"loss": self.probe(), "under": self.surroundings()},
         )
-        return world.from_first(lambda: finish(aside, manifest))
+
+    def shapes(self) -> dict[str, list[int]]:
+        """Of every trained parameter, whole."""
+        return {name: zero_state.full_shape(parameter) for name, parameter in self.parameters}
+
+    def checkpoint_bytes(self) -> int:
+        """What a checkpoint takes, over all ranks: three fp32 numbers a trained parameter."""
+        return 4 * len(KINDS) * sum(math.prod(shape) for shape in self.shapes().values())
+
+    def probe(self) -> float | None:
+        """The summed loss of the probe batch, None where it is not finite; every rank computes the same."""
+        loss = float(self.measure_pack(self.probe_pack))
+        return loss if math.isfinite(loss) else None
+
+    def surroundings(self) -> dict[str, Any]:
+        """What a loss to the last bit depends on beside weights and batch."""
+        device = self.world.device
+        on_gpu = device.type == "cuda"
+        return {
+            "ranks": self.world.size,
+            "device": torch.cuda.get_device_name(device) if on_gpu else torch.backends.cpu.get_cpu_capability(),
+            "threads": None if on_gpu else torch.get_num_threads(),
+            "stage": self.zero_stage,
+            "attention": self.attention,
+            "precision": self.config.model.precision,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "deepspeed": deepspeed.__version__,
+        }
+
+    def check_probe(self, folder: Path, probe: Mapping[str, Any]) -> None:
+        """Raise CheckpointError where the weights loaded do not give the loss they gave when they were saved."""
+        now, was = self.probe(), probe["loss"]
+        same = self.surroundings() == probe["under"]
+        tolerance = 0.0 if same else PROBE_TOLERANCE.get(self.config.model.precision, PROBE_TOLERANCE_OTHERWISE)
+        if now == was or (now is not None and was is not None and abs(now - was) <= tolerance * abs(was)):
+            return
+        raise CheckpointError(
+            f"{folder}: the probe batch gave a loss of {was!r} when this was saved and gives {now!r} now "
+            f"(allowed: {f'{tolerance:g} relative' if tolerance else 'no difference, ranks and versions are equal'}); "
+            "the model trained from, the program or the machine is not what it was; see to that, or move this "
+            "checkpoint out of the run to go on from an earlier one"
+        )
 
     def load(self, folder: Path) -> Manifest:
         """Go back to a checkpoint, of any number of ranks; raises CheckpointError where it does not fit the model."""
         reader = self.world.agree(lambda: Reader(folder))
-        shapes = {name: zero_state.full_shape(parameter) for name, parameter in self.parameters}
+        shapes = self.shapes()
         if shapes != reader.manifest.shapes:
             missing = sorted(set(shapes) - set(reader.manifest.shapes))
             more = sorted(set(reader.manifest.shapes) - set(shapes))
@@ -225,4 +268,6 @@ class Engine:
                 "is model.path the model this run was started from?"
             )
         zero_state.install(self.zero, self.parameters, reader, self.world.rank)
+        if reader.manifest.probe is not None:
+            self.check_probe(folder, reader.manifest.probe)
         return reader.manifest

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data.whole import write_whole
-from train.checkpoint import CheckpointError, clear_unfinished, fingerprint_model, found, newest
+from train.checkpoint import CheckpointError, fingerprint_model
 from train.config import ConfigError
 from train.config_schema import Config
 from train.console import Console
@@ -15,6 +15,7 @@ from train.data_record import DataRecord
 from train.deepspeed_config import compose
 from train.distributed import World
 from train.engine import Engine, check_zero_keys, load_model, part_sizes
+from train.keeping import clear_unfinished, found, newest
 from train.loop import Training
 from train.material import Geometry, cache_folder, find_model, read_geometry, shard_cache, shard_folders
 from train.mixture import Mixture
@@ -27,6 +28,7 @@ from train.pipeline.storage import Storage
 from train.planning import describe_over_long, open_split, open_training, pinned_plan, total_steps
 from train.preemption import Preemption
 from train.runs import Earlier, RunError, RunFolder
+from train.saving import Saver
 from train.tracking import Tracker
 from train.tuning import check_tuning
 from train.validation import Validation
@@ -218,6 +220,7 @@ def work(config: Config, settings: dict[str, Any], run: RunFolder, world: World)
             total=total,
             checkpoint=start,
             saved_step=done if start else -1,
+            saver=Saver(run.checkpoints, world, background=config.checkpoint.background),
             owes_validation=world.from_first(lambda: bool(validation) and owes_validation(run, config, done, total)),
             best=json.loads((run.path / "best.json").read_text()) if (run.path / "best.json").is_file() else {},
         )

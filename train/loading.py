@@ -10,9 +10,10 @@ import torch
 
 from data.manifest import Manifest as ShardManifest
 from data.schema import UserError
-from train.checkpoint import CheckpointError, Manifest, fingerprint_model, found, full_tensors, newest, problem
+from train.checkpoint import CheckpointError, Manifest, fingerprint_model, full_tensors, problem
 from train.config import load as load_config
 from train.config_schema import Config
+from train.keeping import best, found, newest
 from train.material import cached_snapshot, find_model, lacks, shards_folder
 from train.model import Phi3VForCausalLM, Phi3VProcessor
 from train.model.lora import add_lora, merge_lora
@@ -96,12 +97,8 @@ def choose_checkpoint(run: Path, which: str = "best") -> Path:
             raise CheckpointError(f"--checkpoint {which} is not whole: {reason}; take another one")
         return folder
     if which == "best":
-        measured = []
-        for folder in found(run):
-            loss = Manifest.load(folder).validation_loss if (folder / "manifest.json").is_file() else None
-            if loss is not None:
-                measured.append((loss, folder))
-        for _, folder in sorted(measured):
+        folders = found(run)
+        for folder in best(folders, len(folders)):
             if problem(folder) is None:
                 return folder
     latest = newest(run)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,12 +10,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from data.whole import write_whole
-from train.checkpoint import prune
 from train.config_schema import Config
 from train.console import Console, train_line, validation_line
 from train.data_record import DataRecord
-from train.distributed import World
+from train.distributed import World, marked
 from train.engine import Engine
+from train.keeping import prune, remove
 from train.loss import backward_scale, count_labels, mean_loss
 from train.mixture import Mixture
 from train.optim import learning_rate, part_scales
@@ -25,7 +26,8 @@ from train.pipeline.makers import Interrupted
 from train.pipeline.plan import Plan
 from train.pipeline.verify import step_digest
 from train.preemption import Preemption
-from train.runs import RunFolder, State
+from train.runs import RunFolder, State, step_of
+from train.saving import SaveError, Saver
 from train.tracking import Tracker
 from train.validation import Validation
 from train.waiting import Waiting
@@ -98,12 +100,18 @@ class Training:
     checkpoint: Path | None
     """Newest whole one."""
     saved_step: int
+    """Newest step whose checkpoint was begun and not given up."""
+    saver: Saver
     best: dict[str, Any]
     """Of the checkpoint with the least validation loss: step, checkpoint, loss; empty before the first."""
     owes_validation: bool
     """Whether the step that is gone on from should have been measured and was not."""
     measured: float | None = None
     """Validation loss of the weights as they are, where it was measured and is finite."""
+    blocked_s: float = 0.0
+    """Seconds that saves have held training up since the last step's line."""
+    not_saved: str = ""
+    """Why the newest checkpoint that was due is not there."""
 
     def go(self) -> State:
         """Train to the end, or until asked to leave; returns finished or preempted."""
@@ -123,10 +131,12 @@ class Training:
                     return self.leave()
                 if self.due(self.config.checkpoint.every_steps):
                     self.save()
+            self.settle()
         finally:
             self.console.stop_bar()
             if lines is not None:
                 lines.close()
+        self.insist()
         self.set_status("finished")
         return "finished"
 
@@ -152,11 +162,13 @@ class Training:
         values = [getattr(mine, name) for name in Counts.__dataclass_fields__]
         asked = self.preemption.asked is not None
         events = self.loader.latest.events
-        *sums, happened, asking, failed = self.world.sum_integers(
-            [*values, len(events), int(asked), int(problem is not None)]
+        *sums, happened, asking, failed, writing = self.world.sum_integers(
+            [*values, len(events), int(asked), int(problem is not None), int(self.saver.writing)]
         )
         if failed:
             self.world.raise_together(problem)
+        if not writing:
+            self.settle()
         if asking:
             return None
         counts = Counts(**dict(zip(Counts.__dataclass_fields__, sums, strict=True)))
@@ -167,7 +179,8 @@ class Training:
 
     def train_step(self, lines: IO[str] | None) -> bool:
         """One optimizer step; False where the ranks were asked to leave instead."""
-        begun = time.perf_counter()
+        begun, blocked = time.perf_counter(), self.blocked_s
+        self.blocked_s = 0.0
         agreed = self.agree_on_batch()
         if agreed is None:
             return False
@@ -183,7 +196,9 @@ class Training:
         loss = mean_loss([values[len(own) :] for values in gathered], counts.label_tokens)
         waited = [values[0] for values in gathered]
         spent = {name: sum(values[place] for values in gathered) for place, name in enumerate(SECONDS, start=1)}
-        seconds = time.perf_counter() - begun
+        # What settling a save took in this step is told with the saves.
+        seconds = time.perf_counter() - begun - self.blocked_s
+        self.blocked_s += blocked
         record = {
             "step": self.done,
             "steps": self.total,
@@ -203,8 +218,10 @@ class Training:
                 "tokens_per_s": counts.tokens / seconds,
                 "pictures_per_s": counts.pictures / seconds,
                 "memory_gib": memory_gib(self.world),
+                "save_s": self.blocked_s,
             },
         }
+        self.blocked_s = 0.0
         if self.mixture is not None:
             record |= {"keys": step_digest(self.plan, self.done - 1)} | self.mixture.add(self.done - 1)
         self.write(lines, record)
@@ -241,27 +258,73 @@ class Training:
             self.tracker.log(record["step"], flat | times)
 
     def save(self) -> None:
-        """Write a checkpoint and take away those not kept."""
+        """Begin a checkpoint of the weights as they are; written in the background, it counts some steps later."""
         begun = time.perf_counter()
-        spec = self.plan.spec.fingerprint()
-        folder = self.run.checkpoints
-        self.checkpoint = self.engine.save(folder, step=self.done, plan=spec, base=self.base, validation=self.measured)
-        self.saved_step = self.done
-        if self.measured is not None and self.measured < self.best.get("loss", math.inf):
-            self.best = {"step": self.done, "checkpoint": f"checkpoints/{self.checkpoint.name}", "loss": self.measured}
+        self.settle()
+        try:
+            self.saver.begin(
+                self.engine.manifest(
+                    step=self.done, plan=self.plan.spec.fingerprint(), base=self.base, validation=self.measured
+                ),
+                self.engine.slices(),
+                self.engine.checkpoint_bytes(),
+            )
+            self.saved_step, self.not_saved = self.done, ""
+        except SaveError as error:
+            self.give_up_save(error)
+        self.blocked_s += time.perf_counter() - begun
+        if not self.config.checkpoint.background:
+            self.settle()
+
+    def settle(self) -> None:
+        """Wait for the save under way, if there is one; it then counts, and those no longer kept are taken away."""
+        if not self.saver.under_way:
+            return
+        begun = time.perf_counter()
+        try:
+            saved = self.saver.settle()
+        except SaveError as error:
+            self.give_up_save(error)
+            return
+        self.checkpoint = saved.folder
+        step, loss = saved.manifest.step, saved.manifest.validation_loss
+        if loss is not None and loss < self.best.get("loss", math.inf):
+            self.best = {"step": step, "checkpoint": f"checkpoints/{saved.folder.name}", "loss": loss}
         if self.world.first:
             write_whole(self.run.path / "best.json", (json.dumps(self.best) + "\n").encode())
-            prune(self.run.path, self.config.checkpoint.keep_last, Path(self.best.get("checkpoint", "")).name)
+            kept = self.config.checkpoint
+            gone = prune(self.run.path, kept.keep_last, kept.keep_best, upto=step)
+            threading.Thread(target=remove, args=(gone,), name="checkpoint remover").start()
             self.set_status("running")
-        self.console.say(f"saved {self.checkpoint} in {time.perf_counter() - begun:.1f} s")
+        self.console.say(
+            f"saved {saved.folder} in {saved.seconds:.1f} s, of which training waited {saved.blocked_s:.1f} s"
+        )
+        self.blocked_s += time.perf_counter() - begun
+
+    def give_up_save(self, error: SaveError) -> None:
+        """Train on without a checkpoint that could not be written; the next one that is due is tried again."""
+        self.saved_step = step_of(self.checkpoint)
+        self.not_saved = str(error)
+        self.console.say(f"warning: {error}; training goes on, the newest whole one is {self.checkpoint}")
+        self.set_status("running", self.not_saved)
+
+    def insist(self) -> None:
+        """Raise SaveError where the checkpoint that the run ends with is not there."""
+        if self.not_saved:
+            raise marked(
+                SaveError(f"{self.not_saved}; make room there, and the same command goes on"), self.world.first
+            )
 
     def leave(self) -> State:
         """Save at the last optimizer step, because a signal asked the job to end."""
         signals = [name for name in self.world.gather_objects(self.preemption.asked) if name]
         reason = f"{signals[0] if signals else 'a signal'} after step {self.done}"
+        self.settle()
         if self.done > self.saved_step:
             self.measured = None
             self.save()
+            self.settle()
+        self.insist()
         self.set_status("preempted", reason)
         self.console.say(f"{reason}: saved {self.checkpoint}; the same command goes on from there")
         return "preempted"

@@ -8,12 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from deepspeed.utils import (
-    safe_get_local_fp32_param,
-    safe_get_local_optimizer_state,
-    safe_set_local_fp32_param,
-    safe_set_local_optimizer_state,
-)
+from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 
 from train.checkpoint import KINDS, Reader, Slice
 
@@ -44,15 +39,14 @@ def local_range(parameter: Any, rank: int) -> tuple[int, int, int]:
 
 
 def local_slices(zero: Any, parameters: Named, rank: int) -> Iterator[Slice]:
-    """What this rank holds of the trained parameters and Adam's moments, on the CPU.
+    """What this rank holds of the trained parameters and Adam's moments: views of where it lies, flat fp32.
 
     zero: DeepSpeed's optimizer, after at least one step or `make_states`.
     """
     for name, parameter in parameters:
         if zero_stage(zero) == 3:
             start, length, _ = local_range(parameter, rank)
-            held = {"weight": safe_get_local_fp32_param(parameter)}
-            held |= {kind: safe_get_local_optimizer_state(parameter, kind) for kind in MOMENTS}
+            held = {kind: partition(zero, parameter, kind) for kind in KINDS}
         else:
             mapping = parameter._hp_mapping
             if mapping is None:
@@ -60,8 +54,19 @@ def local_slices(zero: Any, parameters: Named, rank: int) -> Iterator[Slice]:
             start, length = mapping.lp_fragment_address.start, mapping.lp_fragment_address.numel
             held = {kind: fragment(zero, mapping, kind) for kind in KINDS}
         if length > 0:
-            cut = {kind: value.detach().flatten()[:length].float().cpu() for kind, value in held.items()}
+            cut = {kind: value.detach().flatten()[:length] for kind, value in held.items()}
             yield Slice(name=name, offset=start, tensors=cut)
+
+
+def partition(zero: Any, parameter: Any, kind: str) -> torch.Tensor:
+    """ZeRO-3: a view of what this rank holds of one parameter.
+
+    DeepSpeed's public accessor copies it to the accelerator, which an optimizer on the host is kept away from.
+    """
+    key = None if kind == "weight" else kind
+    view: torch.Tensor
+    view, _ = zero._get_fp32_opt_state_partition(parameter, release_swap_buffers=True, optim_state_key=key)
+    return view
 
 
 def fragment(zero: Any, mapping: Any, kind: str) -> torch.Tensor:

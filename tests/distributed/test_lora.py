@@ -6,7 +6,8 @@ import pytest
 
 from tests.distributed.conftest import Bench
 from tests.distributed.test_training import assert_same_training
-from train.checkpoint import full_tensors, newest
+from train.checkpoint import full_tensors
+from train.keeping import newest
 
 # All there is to an adapter. DoRA reads frozen weights that ZeRO-3 has partitioned.
 LORA = (

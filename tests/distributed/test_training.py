@@ -6,7 +6,8 @@ from collections.abc import Callable
 import pytest
 
 from tests.distributed.conftest import Bench
-from train.checkpoint import Manifest, found, full_tensors, newest
+from train.checkpoint import Manifest, full_tensors
+from train.keeping import found, newest
 
 COUNTS = ("label_tokens", "tokens", "pictures", "samples", "packs", "bad", "lr", "epoch")
 

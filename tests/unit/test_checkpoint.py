@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from train import checkpoint
-from train.checkpoint import CheckpointError, Manifest, Reader, Slice, finish, full_tensors, newest, problem, prune
+from train import checkpoint, keeping
+from train.checkpoint import CheckpointError, Manifest, Reader, Slice, finish, full_tensors, problem
+from train.keeping import found, newest, prune, remove
 
 SHAPES = {"a": [3, 5], "b": [4]}
 
@@ -19,7 +20,7 @@ def value(kind: str, name: str) -> torch.Tensor:
     return torch.arange(start, start + size, dtype=torch.float32).reshape(SHAPES[name])
 
 
-def write(run: Path, step: int, ranks: int = 2) -> Path:
+def write(run: Path, step: int, ranks: int = 2, loss: float | None = None) -> Path:
     """A checkpoint written by so many ranks; the last slices are shorter, or none."""
     aside = run / "checkpoints" / f".step-{step:06d}.tmp"
     aside.mkdir(parents=True)
@@ -42,7 +43,7 @@ def write(run: Path, step: int, ranks: int = 2) -> Path:
         base={"path": "m", "fingerprint": "f"},
         shapes=SHAPES,
         files=files,
-        validation_loss=None,
+        validation_loss=loss,
         versions={},
     )
     return finish(aside, manifest)
@@ -85,9 +86,8 @@ def test_the_newest_whole_one_is_chosen_and_each_other_is_named(tmp_path: Path) 
     (unfinished / "manifest.json").unlink()
     said: list[str] = []
     assert newest(tmp_path, said.append) == good
-    assert len(said) == 4
-    for line, words in zip(said, ("manifest.json", "missing", "5 bytes", "SHA-256"), strict=True):
-        assert words in line
+    reasons = ("manifest.json", "missing", "5 bytes", "SHA-256", "older than step-000010")
+    assert [words for line, words in zip(said, reasons, strict=True) if words not in line] == []
     assert problem(good) is None
 
 
@@ -95,7 +95,7 @@ def test_a_checkpoint_of_another_format_is_not_read(tmp_path: Path) -> None:
     folder = write(tmp_path, 1)
     path = folder / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 7}))
-    with pytest.raises(CheckpointError, match="format 7, this version reads 1"):
+    with pytest.raises(CheckpointError, match="format 7, this version reads 1 to 2"):
         Manifest.load(folder)
 
 
@@ -105,16 +105,70 @@ def test_an_unfinished_one_is_no_checkpoint_and_is_cleared_away(tmp_path: Path) 
     (aside / "rank-00000.safetensors").write_bytes(b"x")
     kept = write(tmp_path, 2)
     assert newest(tmp_path) == kept
-    checkpoint.clear_unfinished(tmp_path)
+    keeping.clear_unfinished(tmp_path)
     assert not aside.exists()
     assert kept.exists()
 
 
+def names(run: Path) -> list[int]:
+    """The steps of a run's checkpoints."""
+    return [keeping.step_of(folder) for folder in found(run)]
+
+
 def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
-    for step in (1, 2, 3, 4, 5):
-        write(tmp_path, step)
-    prune(tmp_path, keep_last=2, best="step-000002")
-    assert [folder.name for folder in checkpoint.found(tmp_path)] == ["step-000002", "step-000004", "step-000005"]
+    for step, loss in ((1, 0.9), (2, 0.3), (3, None), (4, 0.4), (5, 0.5), (6, None), (7, None)):
+        write(tmp_path, step, loss=loss)
+    # What claims to be newer than the run is: it was damaged and passed over, and saves no other one's place.
+    write(tmp_path, 90)
+    gone = prune(tmp_path, keep_last=2, keep_best=2, upto=7)
+    assert names(tmp_path) == [2, 4, 6, 7, 90]
+    assert all(folder.is_dir() for folder in gone)
+    remove(gone)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob(".*")) == []
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "rank-00000.safetensors", "rank-00001.safetensors"])
+def test_one_flipped_bit_anywhere_is_found(tmp_path: Path, file: str) -> None:
+    folder = write(tmp_path, 3, loss=0.25)
+    content = (folder / file).read_bytes()
+    assert problem(folder) is None
+    for place in range(len(content)):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << place % 8
+        (folder / file).write_bytes(flipped)
+        assert problem(folder) is not None, f"byte {place} of {file}"
+
+
+def test_what_was_written_is_safetensors(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    tensors = load_file(write(tmp_path, 1, 1) / "rank-00000.safetensors")
+    assert set(tensors) == {f"{kind}:{name}@0" for kind in checkpoint.KINDS for name in SHAPES}
+    assert all(tensors[f"{kind}:a@0"].equal(value(kind, "a").flatten()) for kind in checkpoint.KINDS)
+
+
+def test_the_command_lists_verifies_and_prunes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for step, loss in ((1, 0.5), (2, 0.25), (3, 0.75), (4, None), (5, 0.4)):
+        write(tmp_path, step, loss=loss)
+    victim = tmp_path / "checkpoints/step-000005/rank-00000.safetensors"
+    victim.write_bytes(victim.read_bytes()[:-1] + b"x")
+    assert keeping.main(["list", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [f"step-{step:06d}" for step in (1, 2, 3, 4, 5)]
+    assert [line.endswith("best") for line in lines] == [False, True, False, False, False]
+    assert keeping.main(["verify", str(tmp_path)]) == keeping.DAMAGED
+    assert "step-000005  not whole" in capsys.readouterr().out
+    assert keeping.main(["prune", str(tmp_path), "--keep-last", "1", "--keep-best", "1"]) == 0
+    # The damaged one is neither counted nor removed.
+    assert names(tmp_path) == [2, 4, 5]
+    assert "step-000005  left alone" in capsys.readouterr().out
+    assert keeping.main(["list", str(tmp_path / "none")]) == keeping.USER_ERROR
+    assert "has no checkpoints" in capsys.readouterr().err
+
+
+def test_a_disk_without_room_is_told_with_both_figures(tmp_path: Path) -> None:
+    assert keeping.lacking_space(tmp_path, 1) is None
+    assert "GB free and a checkpoint takes 1000000.00 GB" in str(keeping.lacking_space(tmp_path, 10**15))
 
 
 def test_a_model_folder_is_recognised_by_its_files(tmp_path: Path) -> None:
