@@ -17,7 +17,7 @@ from data.schema import UserError
 from data.whole import whole_file, write_whole
 
 PART_ROWS = 500
-_VERSION = "phi3v-ledger-3"
+_VERSION = "phi3v-ledger-4"
 _PICTURE = pa.struct(
     [
         ("url", pa.string()),

@@ -1,10 +1,14 @@
 """What a picture looks like, in a few bytes: a perceptual hash, and a small likeness by which copies are told apart."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+Floats = NDArray[np.float64]
 
 SIDE = 12
 """Of the likeness in grey, in pixels."""
@@ -13,6 +17,8 @@ PATCHES = 4
 LOOK_BYTES = SIDE * SIDE + PATCHES * PATCHES * 3
 _HASHED = 32
 _STRIP_PIXELS = 2_000_000
+_ONE = 1 << 12  # what the weights of a mean add up to
+_GREY = np.array([299.0, 587.0, 114.0])  # of red, green and blue, in thousandths
 
 
 def _cosines(count: int, side: int) -> NDArray[np.float64]:
@@ -28,8 +34,8 @@ _LOWEST = _cosines(8, _HASHED)
 class Small:
     """A picture made small; its last row and column may be of a fraction of the pixels that others are of."""
 
-    picture: Image.Image
-    """In RGB or grey."""
+    pixels: NDArray[np.uint8]
+    """Grey [height, width] or RGB [height, width, 3]."""
     extent: tuple[float, float]
     """Width and height in its own pixels, without what is missing of the last ones."""
 
@@ -44,7 +50,7 @@ def reduced(picture: Image.Image) -> Small:
     extent = (picture.width / factor, picture.height / factor)
     rows = max(1, _STRIP_PIXELS // (picture.width * factor)) * factor
     if rows >= picture.height:
-        return Small(_plain(picture, factor), extent)
+        return Small(np.asarray(_plain(picture, factor)), extent)
     strips = [
         _plain(picture.crop((0, top, picture.width, min(top + rows, picture.height))), factor)
         for top in range(0, picture.height, rows)
@@ -54,7 +60,7 @@ def reduced(picture: Image.Image) -> Small:
     for strip in strips:
         whole.paste(strip, (0, top))
         top += strip.height
-    return Small(whole, extent)
+    return Small(np.asarray(whole), extent)
 
 
 def _plain(picture: Image.Image, factor: int) -> Image.Image:
@@ -79,12 +85,65 @@ def look_at(small: Small) -> tuple[int, bytes]:
     Returns: pHash, 64 bits unsigned: which of the 8×8 lowest frequencies of the picture in grey at 32×32 exceed their
     median; LOOK_BYTES bytes: the picture in grey at 12×12, then in RGB at 4×4.
     """
-    box = (0.0, 0.0, *small.extent)
-    grey, colours = small.picture.convert("L"), small.picture.convert("RGB")
-    hashed = np.asarray(grey.resize((_HASHED, _HASHED), Image.Resampling.BILINEAR, box), np.float64)
+    height, width = small.pixels.shape[:2]
+    pixels = small.pixels.astype(np.float64)
+    across, down = _weights(width, small.extent[0]), _weights(height, small.extent[1])
+    # Sums of whole numbers below 2**53: exact, in whatever order a machine adds them up.
+    grey = pixels @ _GREY if pixels.ndim == 3 else pixels * _GREY.sum()
+    hashed = down.hashed @ grey @ across.hashed.T / (_ONE * _ONE * _GREY.sum())
     # Rounded, so that noise of the last digits in a flat picture cannot turn a bit.
     frequencies = np.round(_LOWEST @ hashed @ _LOWEST.T, 3)
-    bits = (frequencies > np.median(frequencies)).ravel()
-    likeness = grey.resize((SIDE, SIDE), Image.Resampling.BOX, box).tobytes()
-    patches = colours.resize((PATCHES, PATCHES), Image.Resampling.BOX, box).tobytes()
+    ordered = np.sort(frequencies, axis=None)
+    bits = (frequencies > (ordered[31] + ordered[32]) / 2).ravel()
+    likeness = _bytes(down.likeness @ grey @ across.likeness.T, _GREY.sum())
+    if pixels.ndim == 3:
+        rows = (down.patches @ pixels.reshape(height, -1)).reshape(PATCHES, width, 3).transpose(2, 0, 1)
+        patches = _bytes((rows @ across.patches.T).transpose(1, 2, 0))
+    else:
+        patches = _bytes((down.patches @ pixels @ across.patches.T).repeat(3))
     return int.from_bytes(np.packbits(bits).tobytes(), "big"), likeness + patches
+
+
+def _bytes(sums: Floats, one: float = 1.0) -> bytes:
+    """Weighted sums along both sides, of values in units of 1 / `one`, as rounded grey levels."""
+    return np.floor(sums / (_ONE * _ONE * one) + 0.5).astype(np.uint8).tobytes()
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """How pixels along one side make those of each small picture, [small, pixels]; whole numbers, _ONE in each row."""
+
+    hashed: Floats
+    likeness: Floats
+    patches: Floats
+
+
+@lru_cache(maxsize=1024)
+def _weights(pixels: int, extent: float) -> _Weights:
+    return _Weights(
+        _means(_HASHED, pixels, extent, _under_triangle),
+        _means(SIDE, pixels, extent, _under_box),
+        _means(PATCHES, pixels, extent, _under_box),
+    )
+
+
+def _means(count: int, pixels: int, extent: float, under: Callable[[Floats], Floats]) -> Floats:
+    """Weights of `pixels` pixels, `extent` long together, in each of `count` means; `under`: a kernel's integral."""
+    scale = extent / count
+    width = max(scale, 1.0)  # one pixel at least: what is smaller than its likeness is interpolated
+    centres = (np.arange(count) + 0.5)[:, None] * scale
+    edges = np.minimum(np.arange(pixels + 1), extent)[None, :]
+    shares = np.diff(under((edges - centres) / width), axis=1)
+    shares /= shares.sum(1, keepdims=True)
+    weights = np.round(shares * _ONE)
+    weights[np.arange(count), weights.argmax(1)] += _ONE - weights.sum(1)
+    return weights
+
+
+def _under_box(place: Floats) -> Floats:
+    return np.clip(place, -0.5, 0.5)
+
+
+def _under_triangle(place: Floats) -> Floats:
+    place = np.clip(place, -1.0, 1.0)
+    return place - place * np.abs(place) / 2
