@@ -4,8 +4,7 @@ import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data.asking import Asking
-from data.download import DownloadLimits
+from data.asking import Asking, DownloadLimits
 from data.failures import failure_classes
 from data.images import KEEP, Rewriting
 from data.near import DISTANCE

@@ -10,9 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.images import KEEP, PictureError, Rewriting, Room, check_picture
-from data.ledger import Found
+from data.ledger import Found, Lost
 
 LARGE_PIXELS = 12_000_000  # decoding so many takes 50 MB; larger ones wait for each other
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checking:
+    """How the files of a run are checked."""
+
+    downloads: str
+    max_pixels: int
+    max_bytes: int
+    rewriting: Rewriting = KEEP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,47 +34,55 @@ class CheckJob:
     path: str
     ours: bool
     """Brought here by us: also kept in pictures/. Else it is read where it is."""
-    downloads: str
-    attempts: int
-    max_pixels: int
-    max_bytes: int
-    rewriting: Rewriting = KEEP
+    asked: int
+    """As of `Found`, as are the others."""
+    host: str = ""
+    robots: str = ""
+    attempts: int = 0
+
+    def lost(self, reason: str, detail: str) -> Lost:
+        """What the ledger says if the file is not taken."""
+        return Lost(
+            url=self.url,
+            reason=reason,
+            detail=detail,
+            asked=self.asked,
+            host=self.host,
+            robots=self.robots,
+            attempts=self.attempts,
+        )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """A picture that is not taken, and why."""
-
-    reason: str
-    detail: str
-
-
-def check_files(jobs: list[CheckJob]) -> list[Found | Failure]:
+def check_files(checking: Checking, jobs: list[CheckJob]) -> list[Found | Lost]:
     """Check some files; the results stand in the order of the jobs."""
-    return [_check_file(job) for job in jobs]
+    return [_check_file(checking, job) for job in jobs]
 
 
-def _check_file(job: CheckJob) -> Found | Failure:
+def _check_file(checking: Checking, job: CheckJob) -> Found | Lost:
     try:
-        status = os.stat(job.path)
-        if not stat.S_ISREG(status.st_mode):
-            return Failure(reason="not-a-file", detail=f"{job.url[:500]} is not a plain file")
-        if status.st_size > job.max_bytes:
-            return Failure(reason="too-large", detail=f"{job.url[:500]}: {status.st_size:,} bytes")
-        data = Path(job.path).read_bytes()
+        with open(job.path, "rb", buffering=0, opener=_open_at_once) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                return job.lost("not-a-file", f"{job.url[:500]} is not a plain file")
+            if status.st_size > checking.max_bytes:
+                return job.lost("too-large", f"{job.url[:500]}: {status.st_size:,} bytes")
+            data = file.readall() or b""
     except FileNotFoundError:
-        return Failure(reason="missing-file", detail=f"{job.url[:500]} is not there")
+        return job.lost("missing-file", f"{job.url[:500]} is not there")
+    except IsADirectoryError:
+        return job.lost("not-a-file", f"{job.url[:500]} is not a plain file")
     except (OSError, ValueError) as error:
         what = error.strerror if isinstance(error, OSError) else str(error)
-        return Failure(reason="unreadable-file", detail=f"{job.url[:500]}: {what}")
+        return job.lost("unreadable-file", f"{job.url[:500]}: {what}")
     try:
-        picture = check_picture(data, job.max_pixels, job.rewriting, _room(job.downloads))
+        picture = check_picture(data, checking.max_pixels, checking.rewriting, _room(checking.downloads))
     except PictureError as error:
-        return Failure(reason=error.reason, detail=f"{job.url[:500]}: {error.detail}")
+        return job.lost(error.reason, f"{job.url[:500]}: {error.detail}")
     place, mtime_ns = job.path, status.st_mtime_ns
     if job.ours or picture.data is not data:
         place, mtime_ns = f"pictures/{picture.sha256[:2]}/{picture.sha256}.{picture.format}", 0
-        _keep(Path(job.downloads) / place, picture.data, Path(job.path) if job.ours and picture.data is data else None)
+        already = Path(job.path) if job.ours and picture.data is data else None
+        _keep(Path(checking.downloads) / place, picture.data, already)
     return Found(
         url=job.url,
         place=place,
@@ -76,8 +94,16 @@ def _check_file(job: CheckJob) -> Found | Failure:
         width=picture.width,
         height=picture.height,
         mtime_ns=mtime_ns,
+        asked=job.asked,
+        host=job.host,
+        robots=job.robots,
         attempts=job.attempts,
     )
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Without waiting for somebody to write into a pipe of that name."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _room(downloads: str) -> Room:

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import random
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from time import time
 
@@ -11,6 +10,7 @@ import aiohttp
 from yarl import URL
 
 from data.addresses import CheckedResolver
+from data.asking import DownloadLimits, Visit
 from data.failures import DownloadError
 from data.hosts import Host, Hosts
 from data.images import SIGNATURES
@@ -23,36 +23,6 @@ REASONS = {401: "forbidden", 403: "forbidden", 404: "not-found", 410: "not-found
 UNANSWERED = ("timeout", "connection")
 HEAD_BYTES = 16  # that tell a picture from a web page
 HELD_BYTES = 1 << 18  # of a picture in memory before the rest goes to its file as it comes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DownloadLimits:
-    """What one URL may cost, and how much is asked at once."""
-
-    max_bytes: int = 32 << 20
-    timeout_s: float = 20.0
-    """By the clock, for one attempt: name, connection, redirects and content together."""
-    deadline_s: float = 90.0
-    """By the clock, for all attempts of a URL and the pauses between them."""
-    attempts: int = 4
-    backoff_s: float = 1.0
-    """Before the second attempt; doubled before each further one, by chance up to half more or less."""
-    max_redirects: int = 5
-    connections: int = 128
-    connections_per_host: int = 16
-    per_host_rate: float = 50.0
-    """Requests a second; 0 for no bound."""
-
-
-@dataclass(slots=True)
-class Visit:
-    """What asking for a URL took; filled in on the way, so that a failure tells it too."""
-
-    host: str = ""
-    robots: str = ""
-    """allowed | none (no robots.txt) | disallowed | unreachable | noai | ignored; empty if it did not come so far."""
-    attempts: int = 0
-    """Requests for the picture itself, redirects aside."""
 
 
 class Downloader:

@@ -6,26 +6,31 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from data.asking import Asking
+from data.asking import Asking, Visit
 from data.chat import picture_values
-from data.checkers import Checkers, lost
-from data.checking import CheckJob, Failure
-from data.download import Downloader, DownloadError, Visit
+from data.checkers import BATCH_OF_FILES, Checkers
+from data.checking import Checking, CheckJob
 from data.entries import Entry, Source
+from data.failures import DownloadError
 from data.images import KEEP, MAX_PIXELS, Rewriting
 from data.incoming import Incoming
 from data.ledger import PART_ROWS, Found, Ledger, Lost, Record, Summary
 from data.parts import ALL
 from data.parts import Part as Share
-from data.pending import Ask, Bring, Check, Open, Part, PartReader, Pending, unchanged
+from data.pending import Ask, Bring, Part, PartReader, Pending, unchanged
 from data.places import PlaceError, copy_here
 from data.probe import Probe, ProbeFailed
 from data.progress import Report
 from data.schema import Rejected
 from data.urls import UrlStore
+
+if TYPE_CHECKING:
+    from data.download import Downloader
 
 PARTS_AT_ONCE = 16  # so that a slow host's URLs do not keep the others waiting
 PART_CHARACTERS = 4_000_000  # a part with more text counts for several
@@ -129,16 +134,7 @@ class _Fetch:
         self._incoming = Incoming(ledger.downloads / f"incoming{share.suffix}")
         self._probe = Probe(settings.asking.probe)
         self._flying: dict[str, asyncio.Future[Found | Lost]] = {}
-        self._job = CheckJob(
-            url="",
-            path="",
-            ours=True,
-            downloads=str(ledger.downloads),
-            attempts=0,
-            max_pixels=settings.max_pixels,
-            max_bytes=settings.asking.limits.max_bytes,
-            rewriting=settings.rewriting,
-        )
+        self._downloader: Downloader | None = None
 
     async def run(
         self, entries: Iterator[Entry], workers: int, source: Source, reading: ThreadPoolExecutor
@@ -150,11 +146,16 @@ class _Fetch:
             entries,
             self._ledger,
             settings.image_root,
-            self._job,
             self._incoming.folder,
         )
         slots, loop = asyncio.Semaphore(PARTS_AT_ONCE), asyncio.get_running_loop()
-        self._checkers = Checkers(self._pool, workers, self._store)
+        checking = Checking(
+            downloads=str(self._ledger.downloads),
+            max_pixels=settings.max_pixels,
+            max_bytes=settings.asking.limits.max_bytes,
+            rewriting=settings.rewriting,
+        )
+        self._checkers = Checkers(self._pool, workers, checking, self._store)
 
         async def do(part: Part, slots_taken: int) -> None:
             try:
@@ -164,10 +165,8 @@ class _Fetch:
                     slots.release()
 
         # Should one task fail, the group ends the others: nothing goes on behind an error's back.
-        asking = settings.asking
-        self._downloader = Downloader(asking.limits, asking.allowed_hosts, asking.robots)
-        async with self._downloader, asyncio.TaskGroup() as group:
-            checking = group.create_task(self._checkers.run())
+        async with AsyncExitStack() as self._stack, asyncio.TaskGroup() as group:
+            checkers = group.create_task(self._checkers.run())
             async with asyncio.TaskGroup() as parts:
                 while True:
                     await slots.acquire()
@@ -188,7 +187,7 @@ class _Fetch:
                     parts.create_task(do(part, 1 + more))
                     for _ in range(more):
                         await slots.acquire()
-            checking.cancel()
+            checkers.cancel()
         self._incoming.clear()
         summary = Summary(
             rows=self._counts.rows,
@@ -208,29 +207,47 @@ class _Fetch:
         return self._counts
 
     async def _part(self, part: Part, fingerprint: str) -> None:
+        here = [
+            (row, place) for row in part.rows for place, one in enumerate(row.pictures) if isinstance(one, CheckJob)
+        ]
         async with asyncio.TaskGroup() as group:
+            for start in range(0, len(here), BATCH_OF_FILES):
+                group.create_task(self._files(here[start : start + BATCH_OF_FILES]))
             for row in part.rows:
-                if any(isinstance(one, Open) for one in row.pictures):
+                if any(isinstance(one, Bring | Ask) for one in row.pictures):
                     group.create_task(self._row(row))
                 else:
-                    self._done(row)
+                    self._count(row)
         records = [_record(row) for row in part.rows]
         if records != part.old:
             self._ledger.reopen(self._share)
             await asyncio.to_thread(self._ledger.write, part.number, records, fingerprint)
             self._counts.parts_written += 1
 
+    async def _files(self, here: list[tuple[Pending, int]]) -> None:
+        """Have files checked that are there: many at once, as a task for each costs as much as a small picture."""
+        jobs = [job for row, place in here if isinstance(job := row.pictures[place], CheckJob)]
+        self._counts.checked += len(jobs)
+        outcomes = await self._checkers.check_all(jobs)
+        for (row, place), outcome in zip(here, outcomes, strict=True):
+            row.pictures[place] = outcome
+            self._count(row)
+
     async def _row(self, row: Pending) -> None:
-        left = [(place, one) for place, one in enumerate(row.pictures) if isinstance(one, Open)]
+        left = [(place, one) for place, one in enumerate(row.pictures) if isinstance(one, Bring | Ask)]
         if len(left) == 1:
             await self._settle(row, *left[0])
         else:
             async with asyncio.TaskGroup() as group:
                 for place, one in left:
                     group.create_task(self._settle(row, place, one))
-        self._done(row)
+        self._count(row)
 
-    def _done(self, row: Pending) -> None:
+    def _count(self, row: Pending) -> None:
+        """Report a row once nothing is left to do for it."""
+        if row.counted or not row.done:
+            return
+        row.counted = True
         gone = [one for one in row.pictures if isinstance(one, Lost)]
         found = [one for one in row.pictures if isinstance(one, Found)]
         by_download = [one.reason for one in gone if one.by_download]
@@ -244,24 +261,18 @@ class _Fetch:
             rejected=int(bool(gone) or isinstance(row.entry, Rejected)),
         )
 
-    async def _settle(self, row: Pending, place: int, one: Open) -> None:
-        if isinstance(one, Check):
-            self._counts.checked += 1
-            row.pictures[place] = await self._checkers.check(one.job, one.asked, Visit())
-        elif isinstance(one, Bring):
-            self._counts.checked += 1
-            row.pictures[place] = await self._bring(one)
-        else:
-            row.pictures[place] = await self._ask(one)
+    async def _settle(self, row: Pending, place: int, one: Bring | Ask) -> None:
+        row.pictures[place] = await (self._bring(one) if isinstance(one, Bring) else self._ask(one))
 
     async def _bring(self, one: Bring) -> Found | Lost:
+        self._counts.checked += 1
         try:
-            await asyncio.to_thread(copy_here, one.url, Path(one.job.path), one.job.max_bytes)
+            await asyncio.to_thread(copy_here, one.url, Path(one.job.path), self._settings.asking.limits.max_bytes)
         except (OSError, PlaceError) as error:
             Path(one.job.path).unlink(missing_ok=True)
             reason = "missing-file" if isinstance(error, FileNotFoundError) else "unreadable-file"
-            return lost(one.job.url, Failure(reason=reason, detail=f"{one.job.url[:500]}: {error}"), one.asked, Visit())
-        return await self._checkers.check(one.job, one.asked, Visit())
+            return one.job.lost(reason, f"{one.job.url[:500]}: {error}")
+        return await self._checkers.check(one.job)
 
     async def _ask(self, ask: Ask) -> Found | Lost:
         """What becomes of a URL; it is asked for once in a run, however many rows have it."""
@@ -289,18 +300,35 @@ class _Fetch:
     async def _download(self, ask: Ask) -> Found | Lost:
         self._counts.checked += 1
         visit = Visit()
-        path = self._incoming.find(ask.url, visit)
+        path, failure = self._incoming.find(ask.url, visit), None
         if path is None:
             try:
-                await self._downloader.fetch(ask.url, self._incoming.beside(ask.url), visit)
+                downloader = self._downloader or await self._open_downloader()
+                await downloader.fetch(ask.url, self._incoming.beside(ask.url), visit)
+                path = self._incoming.keep(ask.url, visit)
             except DownloadError as error:
-                failure = Failure(reason=error.reason, detail=f"{ask.url[:500]}: {error.detail}")
-                outcome = lost(ask.url, failure, ask.asked, visit)
-                self._store.put(outcome)
-                return outcome
-            path = self._incoming.keep(ask.url, visit)
-        job = replace(self._job, url=ask.url, path=path, attempts=visit.attempts)
-        return await self._checkers.check(job, ask.asked, visit)
+                failure = error
+        job = CheckJob(
+            url=ask.url,
+            path=path or "",
+            ours=True,
+            asked=ask.asked,
+            host=visit.host,
+            robots=visit.robots,
+            attempts=visit.attempts,
+        )
+        if failure is None:
+            return await self._checkers.check(job)
+        outcome = job.lost(failure.reason, f"{ask.url[:500]}: {failure.detail}")
+        self._store.put(outcome)
+        return outcome
+
+    async def _open_downloader(self) -> "Downloader":
+        from data.download import Downloader  # brings aiohttp, for which a catalogue of files need not wait
+
+        asking = self._settings.asking
+        self._downloader = Downloader(asking.limits, asking.allowed_hosts, asking.robots)
+        return await self._stack.enter_async_context(self._downloader)
 
 
 def _record(row: Pending) -> Record:

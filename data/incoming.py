@@ -5,7 +5,7 @@ from pathlib import Path
 
 import xxhash
 
-from data.download import Visit
+from data.asking import Visit
 
 
 class Incoming:

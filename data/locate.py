@@ -4,7 +4,6 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from data.checking import Failure
 from data.places import is_remote
 from data.rules import is_missing
 
@@ -44,7 +43,16 @@ class Inside:
     data: bytes
 
 
-Place = Local | Remote | Stored | Inside | Failure
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nowhere:
+    """A value that leads to no picture, and why."""
+
+    reason: str
+    """The class it is counted under."""
+    detail: str
+
+
+Place = Local | Remote | Stored | Inside | Nowhere
 
 
 def locate(value: Any, image_root: str) -> Place:
@@ -52,7 +60,7 @@ def locate(value: Any, image_root: str) -> Place:
 
     Arguments: what the row has for it: text, bytes, or {"bytes", "path"} as data sets have it; the folder or URL that
     relative paths start from and that none may leave.
-    Returns a Failure (no-picture | bad-url | outside-root | bad-value) for what leads nowhere.
+    Returns Nowhere (no-picture | bad-url | outside-root | bad-value) for what leads nowhere.
     """
     if isinstance(value, dict):
         data, name = value.get("bytes"), value.get("path")
@@ -62,9 +70,9 @@ def locate(value: Any, image_root: str) -> Place:
     if isinstance(value, bytes):
         return Inside("", value)
     if is_missing(value):
-        return Failure(reason="no-picture", detail="the row names no picture")
+        return Nowhere(reason="no-picture", detail="the row names no picture")
     if not isinstance(value, str):
-        return Failure(reason="bad-value", detail=f"a {type(value).__name__} names no picture")
+        return Nowhere(reason="bad-value", detail=f"a {type(value).__name__} names no picture")
     name = value.strip()
     if name.lower().startswith(_WEB):
         return Remote(name)
@@ -72,7 +80,7 @@ def locate(value: Any, image_root: str) -> Place:
         return _far(name, image_root)
     path = _within(name, image_root)
     if path is None:
-        return Failure(reason="outside-root", detail=f"{name[:500]} leads out of the pictures' folder")
+        return Nowhere(reason="outside-root", detail=f"{name[:500]} leads out of the pictures' folder")
     return Local(name, path)
 
 
@@ -86,12 +94,12 @@ def _far(name: str, root: str) -> Place:
     store, _, folder = root.rstrip("/").rpartition("://")
     kind, _, path = name.rpartition("://")
     if kind and kind != store:
-        return Failure(
+        return Nowhere(
             reason="bad-url", detail=f"{name[:500]}: only http and https are fetched, and what --image-root's store has"
         )
     found = _within("/" + path if kind else path.lstrip("/"), "/" if kind else "/" + folder)
     if found is None:
-        return Failure(reason="outside-root", detail=f"{name[:500]} leads out of the pictures' folder")
+        return Nowhere(reason="outside-root", detail=f"{name[:500]} leads out of the pictures' folder")
     url = f"{store}://{found.lstrip('/')}"
     return Remote(url) if store in ("http", "https") else Stored(name, url)
 

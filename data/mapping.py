@@ -122,11 +122,11 @@ class Mapping(Strict):
             return safe
         return f"{safe}~{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()[:8]}"
 
-    def product_of(self, number: int, values: MappingType[str, Any]) -> str:
-        """The product a row belongs to; a row without one is a product of its own."""
+    def product_of(self, values: MappingType[str, Any], key: str) -> str:
+        """The product a row belongs to; a row without one is a product of its own, named by its key."""
         raw = values.get(self.product) if self.product else None
         if is_missing(raw) or not str(raw).strip():
-            return self.key_of(number, values)
+            return key
         return str(raw).strip()
 
     def split_of(self, values: MappingType[str, Any]) -> str:

@@ -6,7 +6,7 @@ lowest frequencies, in four sets of twenty, each also with its five least certai
 pair depends on the two and on earlier pictures alone, so that pictures which are added later change none.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ _DIFFERENT = 24  # of the 80 signs; pairs with more are left out without a close
 _EARLIEST, _LATEST = 12, 12  # compared of those with one key: so many of the first ones and of the ones just before
 _KNOTS = 6  # of the curve of tones
 _BLOCK = 1 << 14  # pairs looked at closely at a time
+_GATHERED = 1 << 11  # pairs that are worth it
 _ROWS = 1 << 12  # pictures whose keys are made at a time
 
 
@@ -56,32 +57,57 @@ def near_pairs(looks: Path, compared: NDArray[np.bool_], distance: float = DISTA
     found, count = [np.zeros((0, 2), np.int64)], len(compared)
     if count and distance > 0:
         # Of each picture an earlier one that it is known to be near to, so that a crowd of copies is not compared each
-        # with each: those with the same leader are joined already.
+        # with each: those with the same leader are joined already. Updated at fixed places alone: whether a pair is
+        # looked at must not depend on how many other pictures there are.
         leader = np.arange(count)
-        for pairs in _candidates(_keys(looks, compared)):
-            pairs = pairs[leader[pairs[:, 0]] != leader[pairs[:, 1]]]
-            for start in range(0, len(pairs), _BLOCK):
-                block = pairs[start : start + _BLOCK]
-                # Opened for each block: pages that were read do not stay in this process's memory.
-                stored = np.memmap(looks, np.uint8, "r", shape=(count, LOOK_BYTES))
-                near = block[are_near(np.asarray(stored[block[:, 0]]), np.asarray(stored[block[:, 1]]), distance)]
-                del stored
-                found.append(near)
-                lone = near[(leader[near] == near).all(1)]
+        for probe in _candidates(_keys(looks, compared)):
+            apart = (pairs[leader[pairs[:, 0]] != leader[pairs[:, 1]]] for pairs in probe)
+            near = [_near_ones(looks, count, pairs, distance) for pairs in _gathered(apart)]
+            if near:
+                found += near
+                pairs = np.concatenate(near)
+                # Backwards, so that of several earlier pictures the earliest stays.
+                lone = pairs[(leader[pairs] == pairs).all(1)][::-1]
                 leader[lone[:, 1]] = lone[:, 0]
     return np.unique(np.concatenate(found), axis=0)
 
 
+def _gathered(batches: Iterable[Ints]) -> Iterator[Ints]:
+    """The batches' pairs, many enough at a time to be worth the calls that look at them, and no more than a block."""
+    held, count = [np.zeros((0, 2), np.int64)], 0
+    for batch in batches:
+        held.append(batch)
+        count += len(batch)
+        if count >= _GATHERED:
+            yield from _blocks(np.unique(np.concatenate(held), axis=0))
+            held, count = held[:1], 0
+    if count:
+        yield from _blocks(np.unique(np.concatenate(held), axis=0))
+
+
+def _blocks(pairs: Ints) -> Iterator[Ints]:
+    for start in range(0, len(pairs), _BLOCK):
+        yield pairs[start : start + _BLOCK]
+
+
+def _near_ones(looks: Path, count: int, pairs: Ints, distance: float) -> Ints:
+    # Opened for each block: pages that were read do not stay in this process's memory.
+    stored = np.memmap(looks, np.uint8, "r", shape=(count, LOOK_BYTES))
+    return pairs[are_near(np.asarray(stored[pairs[:, 0]]), np.asarray(stored[pairs[:, 1]]), distance)]
+
+
 def are_near(one: Looks, other: Looks, distance: float = DISTANCE) -> NDArray[np.bool_]:
     """Whether pictures are near duplicates, pair by pair: likenesses uint8 [pairs, LOOK_BYTES] twice → bool [pairs]."""
+    near = (one == other).all(1)
+    unlike = np.flatnonzero(~near)
+    one, other = one[unlike], other[unlike]
     first, second = _greys(one), _greys(other)
     # Cheap and generous: a copy's greys go up and down with the original's.
     likely = np.flatnonzero(_correlation(first, second) > 0.85)
     greys = np.minimum(_rest(first[likely], second[likely]), _rest(second[likely], first[likely]))
     likely = likely[greys <= distance]
     colours = _colour_distance(_colours(one[likely]), _colours(other[likely]))
-    near = np.zeros(len(one), np.bool_)
-    near[likely[colours <= COLOUR_DISTANCE]] = True
+    near[unlike[likely[colours <= COLOUR_DISTANCE]]] = True
     return near
 
 
@@ -177,8 +203,8 @@ def _keys(looks: Path, compared: NDArray[np.bool_]) -> _Keys:
     return _Keys(np.concatenate(places), np.concatenate(keys, 1), np.concatenate(weak, 1), np.concatenate(signs))
 
 
-def _candidates(pictures: _Keys) -> Iterator[Ints]:
-    """Pairs worth a closer look, [pairs, 2] (earlier, later), a batch at a time."""
+def _candidates(pictures: _Keys) -> Iterator[Iterator[Ints]]:
+    """Pairs worth a closer look, [pairs, 2] (earlier, later): for each probe of each band some batches."""
     count = len(pictures.places)
     later = np.arange(count)
     for band in range(_BANDS):
@@ -187,24 +213,30 @@ def _candidates(pictures: _Keys) -> Iterator[Ints]:
         starts = np.concatenate([[0], np.cumsum(np.bincount(keys, minlength=1 << _BITS))])
         place_in_order = np.empty(count, np.int64)
         place_in_order[order] = later
-        before = place_in_order - starts[keys]
         for turned in range(1 << _WEAK):
             mask = np.zeros(count, np.uint32)
             for bit in range(_WEAK):
                 if turned >> bit & 1:
                     mask |= np.uint32(1) << pictures.weak[band, :, bit].astype(np.uint32)
             probed = keys ^ mask
-            low, high = starts[probed], starts[probed + 1]
-            for step in range(_EARLIEST):
-                asking = np.flatnonzero(low + step < high)
-                if not asking.size:
-                    break
-                yield _close(pictures, order[low[asking] + step], asking)
-        for step in range(1, _LATEST + 1):
-            asking = np.flatnonzero(before - step >= _EARLIEST)
-            if not asking.size:
-                break
-            yield _close(pictures, order[place_in_order[asking] - step], asking)
+            yield _first_ones(pictures, order, starts[probed], starts[probed + 1])
+        yield _just_before(pictures, order, place_in_order, place_in_order - starts[keys])
+
+
+def _first_ones(pictures: _Keys, order: Ints, low: Ints, high: Ints) -> Iterator[Ints]:
+    for step in range(_EARLIEST):
+        asking = np.flatnonzero(low + step < high)
+        if not asking.size:
+            return
+        yield _close(pictures, order[low[asking] + step], asking)
+
+
+def _just_before(pictures: _Keys, order: Ints, place_in_order: Ints, before: Ints) -> Iterator[Ints]:
+    for step in range(1, _LATEST + 1):
+        asking = np.flatnonzero(before - step >= _EARLIEST)
+        if not asking.size:
+            return
+        yield _close(pictures, order[place_in_order[asking] - step], asking)
 
 
 def _close(pictures: _Keys, earlier: Ints, later: Ints) -> Ints:

@@ -1,26 +1,18 @@
 """What a part of the catalogue still needs: pictures taken over, files to be checked, URLs to be asked for."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from data.checking import CheckJob, Failure
+from data.checking import CheckJob
 from data.entries import Entry
 from data.ledger import PART_ROWS, Found, Ledger, Lost, Record
-from data.locate import Inside, Local, Place, Remote, Stored, locate, without_bytes
+from data.locate import Inside, Local, Nowhere, Place, Remote, Stored, locate, without_bytes
 from data.schema import Rejected, Row
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """A file that is there and has to be looked at."""
-
-    job: CheckJob
-    asked: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +21,6 @@ class Bring:
 
     url: str
     job: CheckJob
-    asked: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +32,7 @@ class Ask:
     earlier: Found | Lost | None
 
 
-Open = Check | Bring | Ask
+Open = CheckJob | Bring | Ask  # a job alone: a file that is there and has to be looked at
 
 
 @dataclass(slots=True)
@@ -51,6 +42,13 @@ class Pending:
     entry: Entry
     """Its pictures' bytes are not held any more."""
     pictures: list[Found | Lost | Open]
+    counted: bool = False
+    """Whether it was reported as done."""
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to do for it."""
+        return all(isinstance(one, Found | Lost) for one in self.pictures)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +76,14 @@ class PartReader:
         entries: Iterator[Entry],
         ledger: Ledger,
         image_root: str,
-        job: CheckJob,
         incoming: Path,
     ) -> None:
-        """`pictures_of`: what a row's values name as pictures; `job`: what the checks of this run have in common;
-        `incoming`: where pictures that the catalogue holds wait for their check."""
+        """`pictures_of`: what a row's values name as pictures; `incoming`: where pictures that the catalogue holds
+        wait for their check."""
         self._pictures_of = pictures_of
         self._entries = entries
         self._ledger = ledger
         self._image_root = image_root
-        self._job = job
         self._incoming = incoming
         self._parts = count()
         self._names = count()
@@ -121,7 +117,7 @@ class PartReader:
         earlier = known.get(asked)
         if isinstance(earlier, Found) and not unchanged(self._ledger, earlier):
             earlier = None
-        if isinstance(where, Failure):
+        if isinstance(where, Nowhere):
             name = value if isinstance(value, str) else ""
             return Lost(url=name[:500], reason=where.reason, detail=where.detail, asked=asked)
         if isinstance(where, Remote):
@@ -130,13 +126,13 @@ class PartReader:
             return earlier
         # A file here that failed is looked at each time, as somebody may have mended it.
         if isinstance(where, Local):
-            return Check(replace(self._job, url=where.name, path=where.path, ours=False), asked)
+            return CheckJob(url=where.name, path=where.path, ours=False, asked=asked)
         path = self._incoming / f"inside-{next(self._names)}"
-        job = replace(self._job, url=where.name, path=str(path), ours=True)
+        job = CheckJob(url=where.name, path=str(path), ours=True, asked=asked)
         if isinstance(where, Stored):
-            return Bring(where.url, job, asked)
+            return Bring(where.url, job)
         path.write_bytes(where.data)
-        return Check(job, asked)
+        return job
 
 
 def unchanged(ledger: Ledger, picture: Found) -> bool:
@@ -152,5 +148,5 @@ def _asked(where: Place) -> int:
     """What names the same picture in a later run: the URL, the path, or the bytes."""
     if isinstance(where, Inside):
         return xxhash.xxh3_64_intdigest(where.data)
-    name = where.path if isinstance(where, Local) else where.detail if isinstance(where, Failure) else where.url
+    name = where.path if isinstance(where, Local) else where.detail if isinstance(where, Nowhere) else where.url
     return xxhash.xxh3_64_intdigest(name.encode("utf-8", "surrogatepass"))

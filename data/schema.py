@@ -9,6 +9,8 @@ from typing import Any
 IMAGE_TAG = re.compile(r"<\|image_(\d+)\|>")
 ROLES = ("system", "user", "assistant")
 KEY = re.compile(r"[A-Za-z0-9_~-]{1,90}")
+_MESSAGE = {"role", "content"}
+_TO_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 class UserError(Exception):
@@ -97,7 +99,7 @@ class Sample:
         if not self.messages:
             raise SampleError(f"sample {self.key!r} has no messages")
         for message in self.messages:
-            if set(message) != {"role", "content"} or not all(isinstance(value, str) for value in message.values()):
+            if message.keys() != _MESSAGE or not all(isinstance(value, str) for value in message.values()):
                 raise SampleError(
                     f"sample {self.key!r}: a message has a role and a content, both text; found {message!r}"
                 )
@@ -122,7 +124,7 @@ class Sample:
             "source": self.source,
         }
         try:
-            return json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+            return _TO_JSON.encode(record).encode()
         except (UnicodeEncodeError, ValueError, TypeError) as error:
             raise SampleError(f"sample {self.key!r} cannot be written: {error}") from error
 

@@ -79,22 +79,21 @@ class ShardWriter:
     def add(self, sample: Sample, pictures: Sequence[Picture], group: str) -> IndexEntry:
         """Append a sample: its JSON, then its pictures in the order of `sample.images`. Returns its index entry."""
         contents = [("json", sample.to_json()), *zip(sample.images, (one.data for one in pictures), strict=True)]
-        start = self.bytes
-        hasher = xxhash.xxh3_64()
-        members = []
+        start = place = self.bytes
+        pieces, members = [], []
         for name, content in contents:
-            header = _header(f"{sample.key}.{name}", len(content))
-            members.append(Member(name=name, offset=self.bytes + BLOCK, size=len(content)))
-            for piece in (header, content, b"\0" * (-len(content) % BLOCK)):
-                hasher.update(piece)
-                self._write(piece)
+            members.append(Member(name=name, offset=place + BLOCK, size=len(content)))
+            pieces += [_header(f"{sample.key}.{name}", len(content)), content, b"\0" * (-len(content) % BLOCK)]
+            place += sum(map(len, pieces[-3:]))
+        whole = b"".join(pieces)
+        self._write(whole)
         return IndexEntry(
             key=sample.key,
             shard=self.number,
             offset=start,
             length=self.bytes - start,
             members=tuple(members),
-            xxh3=hasher.intdigest(),
+            xxh3=xxhash.xxh3_64_intdigest(whole),
             image_sizes=tuple((one.width, one.height) for one in pictures),
             text_bytes=sum(len(message["content"].encode()) for message in sample.messages),
             group=group,
@@ -107,11 +106,26 @@ class ShardWriter:
 
 
 def _header(name: str, size: int) -> bytes:
-    """A ustar header in which only name and size vary: no clock, no user, no machine."""
-    info = tarfile.TarInfo(name)
-    info.size = size
+    """A ustar header in which only name and size vary: no clock, no user, no machine.
+
+    What `tarfile` makes, ten times quicker: its one header of an empty name has both put in.
+    """
+    given, length = name.encode("ascii"), b"%011o" % size
+    checksum = _HEADER_SUM + sum(given) + sum(length)
+    return b"".join(
+        (given.ljust(100, b"\0"), _HEADER[100:124], length, _HEADER[135:148], b"%06o\0" % checksum, _HEADER[155:])
+    )
+
+
+def _empty_header() -> bytes:
+    info = tarfile.TarInfo("")
     info.mode = 0o644
     return info.tobuf(format=tarfile.USTAR_FORMAT)
+
+
+_HEADER = _empty_header()
+# As the format adds up: the checksum's own eight bytes as spaces; here without the size's digits.
+_HEADER_SUM = sum(_HEADER[:124]) + sum(_HEADER[135:148]) + 8 * 32 + sum(_HEADER[156:])
 
 
 def parse_sample(buffer: bytes, entry: IndexEntry, path: Path) -> tuple[Sample, list[bytes]]:

@@ -28,6 +28,7 @@ from data.schema import Rejected, SampleError
 
 _DIGEST_BYTES = 16
 _TAR_BYTES = 2048  # that headers and padding of a sample may take
+_TO_JSON = json.JSONEncoder()
 _NO_LOOK = bytes(LOOK_BYTES)  # without shapes, hence near to nothing
 
 
@@ -188,7 +189,7 @@ def _map_records(records: list[Record], mapping: Mapping, kept: _Kept, looks: Bi
             )
             rejected.add(Rejected(number=record.row, key=key, stage=stage, reason=reason, detail=detail))
             continue
-        product = mapping.product_of(record.row, record.values)
+        product = mapping.product_of(record.values, key)
         pictures = "".join(picture.sha256 for picture in record.pictures)
         for picture in record.pictures:
             kept.picture_rows.append(len(kept.rows))
@@ -197,7 +198,9 @@ def _map_records(records: list[Record], mapping: Mapping, kept: _Kept, looks: Bi
         kept.rows.append(record.row)
         kept.bytes.append(sum(picture.bytes for picture in record.pictures) + len(said) + _TAR_BYTES)
         kept.products.append(_hash(product))
-        kept.same.append(_hash(json.dumps([product, pictures, [message["content"] for message in sample.messages]])))
+        kept.same.append(
+            _hash(_TO_JSON.encode([product, pictures, [message["content"] for message in sample.messages]]))
+        )
         kept.own.append(bisect_right(bounds, share_of(product)))
         kept.digests += xxhash.xxh3_128_digest(said + pictures.encode())
         keys.append(key)

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.process import parent_process
 
 from data.schema import UserError
@@ -29,9 +29,13 @@ def worker_pool(workers: int) -> Iterator[Executor]:
     else:
         # Not forked from here: this process may have threads, and a fork would copy their locks as they are.
         context = multiprocessing.get_context("forkserver")
+        # One thread each: a worker's matrices are small, and there are as many workers as cores for them.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         # Imported once, by the process that workers are forked from.
         context.set_forkserver_preload(["data.checking", "data.write"])
         pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start)
+        # Started now and beside what the caller does next, which need not wait for their imports.
+        threading.Thread(target=_wake, args=(pool, workers), daemon=True).start()
     try:
         yield pool
     except BrokenProcessPool as error:
@@ -41,6 +45,12 @@ def worker_pool(workers: int) -> Iterator[Executor]:
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _wake(pool: Executor, workers: int) -> None:
+    with suppress(RuntimeError):  # the pool was shut down already
+        for _ in range(workers):
+            pool.submit(os.getpid)
 
 
 def _start() -> None:

@@ -230,7 +230,8 @@ def _pictures(ledger: Ledger, record: Record) -> list[Picture]:
 def _picture(path: Path, found: Found) -> Picture:
     again = "run the same command again to look at it anew; everything else is kept"
     try:
-        data = path.read_bytes()
+        with open(path, "rb", buffering=0) as file:
+            data = file.readall() or b""
     except OSError as error:
         raise PictureChanged(f"{path}: {error.strerror}, but it was there when it was checked; {again}") from error
     if sha256(data).hexdigest() != found.sha256:

@@ -15,14 +15,12 @@ import pytest
 from PIL import Image
 
 from data.addresses import CheckedResolver
-from data.asking import Asking
-from data.checking import Failure
-from data.download import DownloadLimits
+from data.asking import Asking, DownloadLimits
 from data.entries import Entry, Source
 from data.failures import DownloadError
 from data.fetch import FetchCounts, FetchSettings, fetch
 from data.ledger import PART_ROWS, Ledger, LedgerError, Record
-from data.locate import Inside, Local, Remote, locate
+from data.locate import Inside, Local, Nowhere, Remote, locate
 from data.probe import ProbeFailed
 from data.schema import Rejected, Row
 
@@ -207,7 +205,7 @@ def test_what_a_value_means(value: object, where: object) -> None:
 )
 def test_what_a_value_must_not_mean(value: object, reason: str) -> None:
     found = locate(value, "/root")
-    assert isinstance(found, Failure)
+    assert isinstance(found, Nowhere)
     assert found.reason == reason
 
 
