@@ -1,5 +1,6 @@
 """What a training would do, without a GPU and without training: the figures of its plan, and its first pack as text."""
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,9 +16,10 @@ from train.material import Geometry, find_model, read_geometry
 from train.mixture import names_of
 from train.pipeline.batch import IGNORED, Batch
 from train.pipeline.bound import fewest_packs
-from train.pipeline.dealing import balance, deal_packs
+from train.pipeline.dealing import OPERATIONS_OF_WORK, balance, deal_packs
 from train.pipeline.encode import EncoderSettings, Job, PackMaker
 from train.pipeline.plan import Plan
+from train.pipeline.rate import loader_rate
 from train.pipeline.sharing import Alone
 from train.planning import open_training, total_steps
 
@@ -26,6 +28,12 @@ CROPS = (1, 4, 9, 16)
 """Settings of num_crops that are shown beside one another."""
 STEPS_LOOKED_AT = 200
 """Of the first epoch, for what differs from step to step."""
+RATE_S = 5.0
+"""Seconds for which the loader is measured."""
+GPU_TFLOPS = 400
+"""What one GPU is taken to sustain, in 10¹² operations a second: two fifths of an H100's peak in bfloat16."""
+PASSES = 4
+"""Times the forward's operations that a step takes: forward, again for its recomputing, twice that backward."""
 
 
 def dry_run(config: Config) -> Iterator[str]:
@@ -41,6 +49,7 @@ def dry_run(config: Config) -> Iterator[str]:
     yield from reading_lines(plan)
     yield from crops_lines(config, folder, geometry)
     yield from balance_lines(plan)
+    yield from rate_lines(plan, folder / "tokenizer.json", config.data.workers)
     yield "the first pack, what is learned in [brackets]:"
     yield from first_pack_lines(plan, folder / "tokenizer.json")
 
@@ -132,6 +141,22 @@ def balance_lines(plan: Plan) -> Iterator[str]:
             f"on {world} ranks: the most a rank carries of a step's work is {sums:.3f} of the mean, with waiting in "
             f"each micro-step {waiting:.3f} (dealt as they come {np.mean(as_they_come or [1]):.3f})"
         )
+
+
+def rate_lines(plan: Plan, tokenizer_file: Path, workers: int) -> Iterator[str]:
+    """The loader's rate on this machine, beside what a GPU would take of these packs."""
+    rate = loader_rate(plan, tokenizer_file, workers=workers, seconds=RATE_S)
+    yield (
+        f"the loader makes {rate.packs_per_s:,.1f} packs a second here with {workers} workers: "
+        f"{rate.samples_per_s:,.1f} samples, {rate.pictures_per_s:,.1f} pictures, {rate.tokens_per_s:,.0f} tokens"
+    )
+    packs = plan.batch(0).packs
+    operations = PASSES * OPERATIONS_OF_WORK * sum(pack.work for pack in packs) / len(packs)
+    needed = GPU_TFLOPS * 1e12 / operations
+    yield (
+        f"a GPU that sustains {GPU_TFLOPS} TFLOP/s takes {needed:,.1f} of these packs a second of the published "
+        f"model: {math.ceil(needed * max(workers, 1) / rate.packs_per_s)} workers a GPU (data.workers)"
+    )
 
 
 def first_pack_lines(plan: Plan, tokenizer_file: Path) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """What a run's plan says before and after training: the dry run, the check of a run's steps, the mixture's lines."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def config_of(built: SmallShards, folder: Path, **data: Any) -> Any:
     values = {
         "run": {"folder": str(folder)},
         "model": {"path": str(built.folder)},
-        "data": {"shards": str(built.folder), "pack_length": 256, "window": 64} | data,
+        "data": {"shards": str(built.folder), "pack_length": 256, "window": 64, "workers": 0} | data,
         "batch": {"global_batch_packs": 4},
         "stop": {"epochs": 1.5},
     }
@@ -63,6 +64,12 @@ def test_a_dry_run_says_what_an_epoch_amounts_to_and_shows_the_first_pack(built:
     )
     assert f"       4* {figures.packs:7,} {figures.steps:7,}" in text
     assert "on 4 ranks: " in text
+    made = re.search(r"the loader makes ([\d,.]+) packs a second here with 0 workers", text)
+    needed = re.search(r"takes ([\d,.]+) of these packs a second of the published model: (\d+) workers a GPU", text)
+    assert made
+    assert needed
+    per_worker, asked = (float(found[1].replace(",", "")) for found in (made, needed))
+    assert int(needed[2]) == pytest.approx(asked / per_worker, rel=0.01, abs=1.01)
     said = {sample.key: sample.messages[1]["content"] for sample in built.samples["train"]}
     for sample in plan.batch(0).packs[0].samples:
         key = plan.key(sample)

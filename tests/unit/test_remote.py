@@ -69,6 +69,28 @@ def same(stream: Loader, expected: Loader) -> bool:
         )
 
 
+def test_text_of_shards_elsewhere_is_counted_where_the_index_has_no_counts(
+    built: SmallShards, site: Served, tmp_path: Path
+):
+    folder = mirror(site.url, tmp_path / "cache", 5.0)
+    site.refusing = 2
+    plan = open_plan(folder, "train", SMALL, tokenizer_file=built.tokenizer, cache=tmp_path / "counted")
+    assert site.refused == 2
+    assert np.array_equal(plan.lengths.tokens, plan_of(built, built.folder).lengths.tokens)
+
+
+def test_samples_of_a_shard_that_went_missing_elsewhere_count_as_one_token_and_are_not_kept(
+    built: SmallShards, site: Served, tmp_path: Path
+):
+    folder = mirror(site.url, tmp_path / "cache", 5.0)
+    (tmp_path / "origin/train/shard-000001.tar").unlink()
+    plan = open_plan(folder, "train", SMALL, tokenizer_file=built.tokenizer, cache=tmp_path / "counted")
+    gone = plan.corpus.indexes[0].shard == 1
+    assert (plan.lengths.labels[gone] == 0).all()
+    assert (plan.lengths.labels[~gone] > 0).all()
+    assert not list((tmp_path / "counted").glob("*.npy"))
+
+
 def test_whole_shards_are_fetched_once_for_all_epochs(built: SmallShards, site: Served, tmp_path: Path):
     plan_of(built, built.folder)
     storage = storage_of(tmp_path)

@@ -12,6 +12,8 @@ from train.pipeline.order import Ints
 WORK_PER_TOKEN = 18_800
 WORK_PER_PAIR = 1
 WORK_PER_CROP = 47 * WORK_PER_TOKEN
+OPERATIONS_OF_WORK = 4 * 3072 * 32
+"""Floating point operations forward of a unit of work, for the published model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +30,26 @@ class Pack:
     crops: int
     """Global views included."""
     work: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GlobalBatch:
+    """What one optimiser step trains, on however many ranks."""
+
+    step: int
+    epoch: int
+    packs: tuple[Pack, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroStep:
+    """One rank's share of one forward and backward; the chunk counts are the same on all ranks."""
+
+    pack: Pack
+    crop_chunks: int
+    """Calls of the vision tower; 0 only where the whole corpus has no picture."""
+    label_chunks: int
+    """Calls of the output head, at least 1."""
 
 
 def work_of(tokens: Ints, crops: int) -> int:

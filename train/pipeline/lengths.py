@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,8 +12,10 @@ from data.conversation import Conversation, ConversationError
 from data.geometry import grids, image_tokens
 from data.index import Index
 from data.schema import Sample, SampleError, UserError
-from train.pipeline.corpus import ShardSet
+from data.shards import ShardError
+from train.pipeline.corpus import Corpus, ShardSet
 from train.pipeline.order import Counts, Ints
+from train.pipeline.read import ShardReader
 from train.pipeline.sharing import Ranks, kept_table, shared_table
 
 # Samples whose pictures are looked at together: temporary arrays stay small however many there are.
@@ -175,8 +176,8 @@ def counted_text(
         cache: folder in which counts are kept; None keeps none.
         ranks: who shares the work.
     Returns:
-        int32 [2, samples]: tokens beside the image tokens, supervised tokens; −1 where a sample is damaged. A table
-        with such is not kept: the shard may be mended.
+        int32 [2, samples]: tokens beside the image tokens, supervised tokens; −1 where a sample is damaged or its shard
+        gone. A table with such is not kept: the shard may be mended.
     """
 
     def work(start: int, stop: int) -> Counts:
@@ -193,31 +194,19 @@ def _whole(table: Counts) -> bool:
 
 
 def _count(one: ShardSet, index: Index, start: int, stop: int, conversation: Conversation) -> Counts:
-    """Count samples start … stop − 1."""
+    """Count samples start … stop − 1, wherever their shards are."""
     counted = np.full((2, stop - start), UNCOUNTED, np.int32)
-    shard, descriptor = -1, -1
+    reader = ShardReader(Corpus([one], [index]))
     try:
-        for number in range(start, stop):
-            entry = index.entry(number)
-            if entry.shard != shard:
-                if descriptor >= 0:
-                    os.close(descriptor)
-                descriptor = _open(one.folder / one.shard_names[entry.shard])
-                shard = entry.shard
-            said = entry.members[0]
+        keys = (index.key(number) for number in range(start, stop))
+        for place, (key, text) in enumerate(zip(keys, reader.texts(map(index.entry, range(start, stop))), strict=True)):
+            if isinstance(text, ShardError):
+                continue
             try:
-                sample = Sample.from_json(os.pread(descriptor, said.size, said.offset), entry.key)
-                counted[:, number - start] = conversation.count(sample.messages, len(sample.images))
+                sample = Sample.from_json(text, key)
+                counted[:, place] = conversation.count(sample.messages, len(sample.images))
             except (SampleError, ConversationError):
                 continue
     finally:
-        if descriptor >= 0:
-            os.close(descriptor)
+        reader.close()
     return counted
-
-
-def _open(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; bring the shard back or build the shards again") from error

@@ -10,10 +10,11 @@ from types import TracebackType
 import numpy as np
 
 from train.pipeline.batch import Batch, assemble
+from train.pipeline.dealing import MicroStep
 from train.pipeline.encode import SECONDS, EncoderSettings, Job, Made
 from train.pipeline.events import Event
 from train.pipeline.makers import Maker, ProcessMaker, ThreadMaker
-from train.pipeline.plan import MicroStep, Plan
+from train.pipeline.plan import Plan
 from train.pipeline.prefetch import Prefetch
 from train.pipeline.storage import Storage
 

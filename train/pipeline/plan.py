@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from train.pipeline.corpus import Corpus
-from train.pipeline.dealing import Pack, deal_packs, work_of
+from train.pipeline.dealing import GlobalBatch, MicroStep, Pack, deal_packs, work_of
+from train.pipeline.drawing import check_lengths, draws_per_epoch
 from train.pipeline.lengths import Lengths
 from train.pipeline.order import Counts, EpochOrder, Ints, Stream
 from train.pipeline.pack import PackList, pack_window
@@ -28,26 +29,6 @@ from train.pipeline.spec import PlanError, PlanSpec
 # Kept from one call to the next: a loader looks ahead by less, and goes through both in order.
 KEPT_WINDOWS = 16
 KEPT_BATCHES = 64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GlobalBatch:
-    """What one optimiser step trains, on however many ranks."""
-
-    step: int
-    epoch: int
-    packs: tuple[Pack, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MicroStep:
-    """One rank's share of one forward and backward; the chunk counts are the same on all ranks."""
-
-    pack: Pack
-    crop_chunks: int
-    """Calls of the vision tower; 0 only where the whole corpus has no picture."""
-    label_chunks: int
-    """Calls of the output head, at least 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,11 +72,11 @@ class Plan:
         self.lengths = lengths
         self.over_long: Ints = np.flatnonzero(lengths.tokens > spec.pack_length)
         """Samples that are left out because no pack takes them."""
-        self._check()
+        check_lengths(spec, lengths.tokens, self.over_long, self.key)
         self._cache = cache
         self._starts: Ints = np.concatenate([[0], np.cumsum(samples)]).astype(np.int64)
         self._has_pictures = bool(lengths.crops.any())
-        self.draws = self._draws_per_epoch()
+        self.draws = draws_per_epoch(spec, lengths.tokens)
         """Samples that an epoch takes from each source, those too long included."""
         block_shards = max(1, spec.block_shards // len(spec.sources))
         self._order = EpochOrder(
@@ -117,41 +98,6 @@ class Plan:
         self._ends: dict[int, Ints] = {}
         self._windows: OrderedDict[tuple[int, int], PackList] = OrderedDict()
         self._batches: OrderedDict[int, GlobalBatch] = OrderedDict()
-
-    def _check(self) -> None:
-        spec, longest = self.spec, int(self.lengths.tokens.max(initial=0))
-        names = ", ".join(sorted({source.split for source in spec.sources}))
-        if len(self.over_long) and spec.over_long == "error":
-            raise PlanError(
-                f"{names}: {len(self.over_long)} of {len(self.corpus)} samples are longer than pack_length "
-                f"{spec.pack_length}, first {self.key(int(self.over_long[0]))!r}, longest {longest} tokens; raise "
-                "pack_length or lower num_crops, or set over_long: skip to train without them, or fewer_crops to cut "
-                "their pictures into fewer crops"
-            )
-        if len(self.over_long) == len(self.corpus):
-            raise PlanError(
-                f"{names}: none of its {len(self.corpus)} samples fits into a pack of {spec.pack_length} tokens "
-                f"(shortest {int(self.lengths.tokens.min(initial=longest))}); raise pack_length or lower num_crops"
-            )
-
-    def _draws_per_epoch(self) -> list[int]:
-        spec = self.spec
-        if not spec.weighted:
-            return [source.samples for source in spec.sources]
-        rates = []
-        for source, start, stop in zip(spec.sources, self._starts[:-1], self._starts[1:], strict=True):
-            tokens = self.lengths.tokens[start:stop]
-            packed = tokens[tokens <= spec.pack_length]
-            given = len(packed) if spec.mix_by == "samples" else int(packed.sum(dtype=np.int64))
-            if not given:
-                raise PlanError(
-                    f"a set of shards of split {source.split} has no sample that fits into a pack; leave it out"
-                )
-            assert source.weight is not None
-            rates.append(source.weight * source.samples / given)
-        passes = [source.samples / rate for source, rate in zip(spec.sources, rates, strict=True)]
-        scale = min(passes) if spec.mix_until == "first" else max(passes)
-        return [max(1, round(rate * scale)) for rate in rates]
 
     def key(self, sample: int) -> str:
         """The key of a sample, by its number in the corpus."""

@@ -21,6 +21,11 @@ class Rate:
     """Processes that made it; 0 stands for a thread."""
 
     @property
+    def packs_per_s(self) -> float:
+        """Packs a second, ready for the device."""
+        return self.packs / self.seconds
+
+    @property
     def samples_per_s(self) -> float:
         """Samples a second, ready for the device."""
         return self.samples / self.seconds

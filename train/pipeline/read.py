@@ -80,11 +80,10 @@ class ShardReader:
         except Gone as error:
             raise ShardError(path, entry.key, entry.offset, str(error)) from error
 
-    def texts(self, entries: Iterable[IndexEntry]) -> Iterator[bytes]:
-        """The JSON of samples as it stands in the shards, unchecked, in the order given.
+    def texts(self, entries: Iterable[IndexEntry]) -> Iterator[bytes | ShardError]:
+        """The JSON of samples as it stands in the shards, unchecked, in the order given; an error where one is gone.
 
         Raises:
-            ShardError: it is not there.
             ReadError: the shards cannot be read at all.
         """
         waiting = iter(entries)
@@ -92,7 +91,10 @@ class ShardReader:
             parts = [replace(entry, offset=entry.members[0].offset, length=entry.members[0].size) for entry in some]
             self.expect(parts)
             for part in parts:
-                yield self._content(part)
+                try:
+                    yield self._content(part)
+                except ShardError as error:
+                    yield error
 
     def take_events(self) -> list[Event]:
         """What happened since the last call that a person should know of."""

@@ -69,6 +69,8 @@ class Split:
     def _read_text(self, entry: IndexEntry) -> Sample:
         """A sample without its pictures."""
         (text,) = self._reader.texts([entry])
+        if isinstance(text, ShardError):
+            raise text
         try:
             return Sample.from_json(text, entry.key)
         except SampleError as error:
