@@ -10,6 +10,7 @@ Needs nginx (Debian: nginx-light) and, for that environment, a package index.
 
 import argparse
 import csv
+import json
 import os
 import shutil
 import socket
@@ -131,7 +132,9 @@ def build(work: Path, pictures: int) -> None:
     with (work / "ours.log").open("w") as log:
         subprocess.run([*command, "--connections-per-host", "32"], check=True, stdout=log, stderr=log, cwd=ROOT)
     kept = sum(1 for _ in out.glob("*/*.tar"))
-    if not kept or (out / "rejected.jsonl").stat().st_size:
+    reasons = {json.loads(line)["reason"] for line in (out / "rejected.jsonl").read_text().splitlines()}
+    # Photographs of one product under several numbers may stand in different splits, which costs the later one.
+    if not kept or reasons - {"leak"}:
         raise SystemExit(f"our build rejected rows; see {out / 'rejected.jsonl'}")
 
 
