@@ -1,11 +1,11 @@
-"""Files that have come → checked by the pool, as many at once as have come together, and remembered before they go."""
+"""Files that have come → checked by the pool, as many at once as have come together, and remembered."""
 
 import asyncio
-import os
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from data.checking import Checking, CheckJob, check_files
+from data.incoming import Incoming
 from data.ledger import Found, Lost
 from data.urls import UrlStore
 
@@ -24,11 +24,12 @@ class _Waiting:
 class Checkers:
     """Keeps the workers of a pool busy; who brings files faster than they are checked has to wait."""
 
-    def __init__(self, pool: Executor, workers: int, checking: Checking, store: UrlStore) -> None:
+    def __init__(self, pool: Executor, workers: int, checking: Checking, store: UrlStore, incoming: Incoming) -> None:
         self._pool = pool
         self._workers = workers
         self._checking = checking
         self._store = store
+        self._incoming = incoming
         self._turns = asyncio.Semaphore(2 * workers)
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue(2 * workers * BATCH)
 
@@ -42,15 +43,11 @@ class Checkers:
         """Have files checked by one worker, in turn; as `check` of each."""
         async with self._turns:
             outcomes = await asyncio.get_running_loop().run_in_executor(self._pool, check_files, self._checking, jobs)
-        asked_for = [outcome for job, outcome in zip(jobs, outcomes, strict=True) if job.attempts]
-        for outcome in asked_for:
-            self._store.put(outcome)
-        if asked_for:
-            # Kept before the file goes: at no moment would a new start have to ask for it again.
-            self._store.commit()
-        for job in jobs:
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            if job.attempts:
+                self._store.put(outcome)
             if job.ours:
-                os.unlink(job.path)
+                self._incoming.release(job.path)
         return outcomes
 
     async def run(self) -> None:

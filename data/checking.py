@@ -32,6 +32,9 @@ class CheckJob:
     url: str
     """As the catalogue names it."""
     path: str
+    offset: int = 0
+    bytes: int | None = None
+    """From there; None: to the file's end."""
     ours: bool
     """Brought here by us: also kept in pictures/. Else it is read where it is."""
     asked: int
@@ -64,9 +67,12 @@ def _check_file(checking: Checking, job: CheckJob) -> Found | Lost:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 return job.lost("not-a-file", f"{job.url[:500]} is not a plain file")
-            if status.st_size > checking.max_bytes:
+            if job.bytes is not None:
+                data = os.pread(file.fileno(), job.bytes, job.offset)
+            elif status.st_size > checking.max_bytes:
                 return job.lost("too-large", f"{job.url[:500]}: {status.st_size:,} bytes")
-            data = file.readall() or b""
+            else:
+                data = file.readall() or b""
     except FileNotFoundError:
         return job.lost("missing-file", f"{job.url[:500]} is not there")
     except IsADirectoryError:
@@ -81,7 +87,7 @@ def _check_file(checking: Checking, job: CheckJob) -> Found | Lost:
     place, mtime_ns = job.path, status.st_mtime_ns
     if job.ours or picture.data is not data:
         place, mtime_ns = f"pictures/{picture.sha256[:2]}/{picture.sha256}.{picture.format}", 0
-        already = Path(job.path) if job.ours and picture.data is data else None
+        already = Path(job.path) if job.ours and job.bytes is None and picture.data is data else None
         _keep(Path(checking.downloads) / place, picture.data, already)
     return Found(
         url=job.url,

@@ -51,11 +51,12 @@ class Downloader:
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
-    async def fetch(self, text: str, path: str, visit: Visit) -> None:
-        """Download a URL into a file, which is there in whole when this returns, and removed if it raises.
+    async def fetch(self, text: str, path: str, visit: Visit) -> bytes | None:
+        """Download a URL.
 
-        `visit` is filled in.
-
+        Arguments: the URL; the file that a picture too large to be held is written to as it comes, which is removed if
+        this raises; `visit` is filled in.
+        Returns: the bytes; None if they are in the file.
         Raises DownloadError with one of the classes of `data.failures`.
         """
         url = _parsed(text)
@@ -64,7 +65,7 @@ class Downloader:
         host.check()
         await self._permit(url, host, visit)
         try:
-            await self._with_attempts(url, host, path, visit)
+            data = await self._with_attempts(url, host, path, visit)
         except DownloadError as error:
             if error.reason in UNANSWERED:
                 host.failed(error.detail)
@@ -72,6 +73,7 @@ class Downloader:
                 host.answered()
             raise
         host.answered()
+        return data
 
     async def _permit(self, url: URL, host: Host, visit: Visit | None) -> None:
         """Raise DownloadError unless the host's address and its robots.txt let this URL be asked for."""
@@ -89,7 +91,7 @@ class Downloader:
         if visit is not None:
             visit.robots = verdict
 
-    async def _with_attempts(self, url: URL, host: Host, path: str, visit: Visit) -> None:
+    async def _with_attempts(self, url: URL, host: Host, path: str, visit: Visit) -> bytes | None:
         limits, now = self._limits, asyncio.get_running_loop().time
         end: float | None = None
         failure: DownloadError | None = None
@@ -102,8 +104,7 @@ class Downloader:
                 visit.attempts = attempt
                 try:
                     async with asyncio.timeout_at(min(now() + limits.timeout_s, end)):
-                        await self._follow(url, host, path, visit)
-                    return
+                        return await self._follow(url, host, path, visit)
                 except TimeoutError:
                     failure = DownloadError("timeout", f"nothing whole after {limits.timeout_s:g} s", 0.0)
                 except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -124,13 +125,12 @@ class Downloader:
         assert failure is not None
         raise failure
 
-    async def _follow(self, url: URL, host: Host, path: str, visit: Visit) -> None:
+    async def _follow(self, url: URL, host: Host, path: str, visit: Visit) -> bytes | None:
         for _ in range(self._limits.max_redirects + 1):
             async with self._session.get(url, allow_redirects=False) as response:
                 target = response.headers.get("Location")
                 if response.status not in REDIRECTS or not target:
-                    await self._receive(response, path, visit)
-                    return
+                    return await self._receive(response, path, visit)
             url = _joined(url, target)
             other = self._hosts.of(url.raw_host or "")
             await self._permit(url, other, visit)
@@ -139,7 +139,7 @@ class Downloader:
                 host = other
         raise DownloadError("redirects", f"more than {self._limits.max_redirects}, the last one to {str(url)[:200]}")
 
-    async def _receive(self, response: aiohttp.ClientResponse, path: str, visit: Visit) -> None:
+    async def _receive(self, response: aiohttp.ClientResponse, path: str, visit: Visit) -> bytes | None:
         if response.status != 200:
             raise _refusal(response)
         wish = forbids_training(response.headers.getall("X-Robots-Tag", ()))
@@ -151,30 +151,30 @@ class Downloader:
             raise DownloadError("packed", f"the server sends it packed ({packing[:50]}), though asked for plain bytes")
         if (response.content_length or 0) > self._limits.max_bytes:
             raise self._too_large(f"{response.content_length:,} bytes announced")
-        await self._save(response, path)
+        return await self._save(response, path)
 
-    async def _save(self, response: aiohttp.ClientResponse, path: str) -> None:
-        held, held_bytes, received, checked = list[bytes](), 0, 0, False
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    async def _save(self, response: aiohttp.ClientResponse, path: str) -> bytes | None:
+        held, held_bytes, received, checked, spilled = list[bytes](), 0, 0, False, False
         try:
-            try:
-                async for chunk in response.content.iter_any():
-                    held.append(chunk)
-                    held_bytes += len(chunk)
-                    received += len(chunk)
-                    if received > self._limits.max_bytes:
-                        raise self._too_large(f"{received:,} bytes came and there were more")
-                    if not checked and received >= HEAD_BYTES:
-                        _check_head(b"".join(held))
-                        checked = True
-                    if held_bytes >= HELD_BYTES:
-                        _write(descriptor, held)
-                        held, held_bytes = [], 0
-                _write(descriptor, held)
-            finally:
-                os.close(descriptor)
+            async for chunk in response.content.iter_any():
+                held.append(chunk)
+                held_bytes += len(chunk)
+                received += len(chunk)
+                if received > self._limits.max_bytes:
+                    raise self._too_large(f"{received:,} bytes came and there were more")
+                if not checked and received >= HEAD_BYTES:
+                    _check_head(b"".join(held))
+                    checked = True
+                if held_bytes >= HELD_BYTES:
+                    _spill(path, held, "ab" if spilled else "wb")
+                    held, held_bytes, spilled = [], 0, True
+            if not spilled:
+                return b"".join(held)
+            _spill(path, held, "ab")
+            return None
         except BaseException:
-            os.unlink(path)
+            if spilled:
+                os.unlink(path)
             raise
 
     def _too_large(self, what: str) -> DownloadError:
@@ -260,7 +260,6 @@ def _check_head(head: bytes) -> None:
         raise DownloadError("not-a-picture", f"it starts with {head[:HEAD_BYTES]!r}")
 
 
-def _write(descriptor: int, chunks: list[bytes]) -> None:
-    data = memoryview(b"".join(chunks))
-    while data:
-        data = data[os.write(descriptor, data) :]
+def _spill(path: str, chunks: list[bytes], mode: str) -> None:
+    with open(path, mode) as file:
+        file.writelines(chunks)

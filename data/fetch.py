@@ -18,7 +18,7 @@ from data.checking import Checking, CheckJob
 from data.entries import Entry, Source
 from data.failures import DownloadError
 from data.images import KEEP, MAX_PIXELS, Rewriting
-from data.incoming import Incoming
+from data.incoming import Incoming, Stretch
 from data.ledger import PART_ROWS, Found, Ledger, Lost, Record, Summary
 from data.parts import ALL
 from data.parts import Part as Share
@@ -131,7 +131,7 @@ class _Fetch:
         self._share = share
         self._counts = FetchCounts()
         self._rows_failed = 0
-        self._incoming = Incoming(ledger.downloads / f"incoming{share.suffix}")
+        self._incoming = Incoming(ledger.downloads / f"incoming{share.suffix}", store.commit)
         self._probe = Probe(settings.asking.probe)
         self._flying: dict[str, asyncio.Future[Found | Lost]] = {}
         self._downloader: Downloader | None = None
@@ -155,7 +155,7 @@ class _Fetch:
             max_bytes=settings.asking.limits.max_bytes,
             rewriting=settings.rewriting,
         )
-        self._checkers = Checkers(self._pool, workers, checking, self._store)
+        self._checkers = Checkers(self._pool, workers, checking, self._store, self._incoming)
 
         async def do(part: Part, slots_taken: int) -> None:
             try:
@@ -166,6 +166,7 @@ class _Fetch:
 
         # Should one task fail, the group ends the others: nothing goes on behind an error's back.
         async with AsyncExitStack() as self._stack, asyncio.TaskGroup() as group:
+            self._stack.callback(self._incoming.close)
             checkers = group.create_task(self._checkers.run())
             async with asyncio.TaskGroup() as parts:
                 while True:
@@ -300,17 +301,19 @@ class _Fetch:
     async def _download(self, ask: Ask) -> Found | Lost:
         self._counts.checked += 1
         visit = Visit()
-        path, failure = self._incoming.find(ask.url, visit), None
-        if path is None:
+        stretch, failure = self._incoming.find(ask.url, visit), None
+        if stretch is None:
             try:
                 downloader = self._downloader or await self._open_downloader()
-                await downloader.fetch(ask.url, self._incoming.beside(ask.url), visit)
-                path = self._incoming.keep(ask.url, visit)
+                data = await downloader.fetch(ask.url, self._incoming.beside(ask.url), visit)
+                stretch = self._incoming.keep(ask.url, visit, data)
             except DownloadError as error:
-                failure = error
+                stretch, failure = Stretch(""), error
         job = CheckJob(
             url=ask.url,
-            path=path or "",
+            path=stretch.path,
+            offset=stretch.offset,
+            bytes=stretch.bytes,
             ours=True,
             asked=ask.asked,
             host=visit.host,

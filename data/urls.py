@@ -10,6 +10,7 @@ import xxhash
 from data.ledger import Found, Lost
 
 COMMIT_AFTER = 200
+_ASK = "SELECT run, outcome FROM urls WHERE hash = ?"
 _FOUND = [field.name for field in fields(Found)]
 _LOST = [field.name for field in fields(Lost)]
 _BYTES = [field.name for field in fields(Found) if field.type is bytes]
@@ -38,11 +39,12 @@ class UrlStore:
                 self._database.execute("DELETE FROM about")
                 self._database.execute("INSERT INTO about VALUES (?)", (fingerprint,))
         self._run = 1 + (self._database.execute("SELECT max(run) FROM urls").fetchone()[0] or 0)
-        self._waiting = 0
+        self._waiting: dict[bytes, tuple[int, str]] = {}
 
     def get(self, url: str) -> tuple[Found | Lost, bool] | None:
         """What became of a URL, and whether that was found out by this very run; None if it is not known."""
-        row = self._database.execute("SELECT run, outcome FROM urls WHERE hash = ?", (_hash(url),)).fetchone()
+        name = _hash(url)
+        row = self._waiting.get(name) or self._database.execute(_ASK, (name,)).fetchone()
         if row is None:
             return None
         values = json.loads(row[1])
@@ -54,23 +56,27 @@ class UrlStore:
         """Remember what became of a URL, for good with the next `commit` (or soon)."""
         names = _FOUND if isinstance(outcome, Found) else _LOST
         record = json.dumps({name: getattr(outcome, name) for name in names}, default=bytes.hex)
-        self._database.execute("INSERT OR REPLACE INTO urls VALUES (?, ?, ?)", (_hash(outcome.url), self._run, record))
-        self._waiting += 1
-        if self._waiting >= COMMIT_AFTER:
+        self._waiting[_hash(outcome.url)] = (self._run, record)
+        if len(self._waiting) >= COMMIT_AFTER:
             self.commit()
 
     def remove(self, urls: list[str]) -> None:
         """Forget some URLs."""
+        self.commit()
         self._database.executemany("DELETE FROM urls WHERE hash = ?", [(_hash(url),) for url in urls])
 
     def commit(self) -> None:
         """Have what was put outlive the end of this process, however it comes."""
-        self._database.commit()
-        self._waiting = 0
+        if self._waiting:
+            rows = [(name, *values) for name, values in self._waiting.items()]
+            self._database.executemany("INSERT OR REPLACE INTO urls VALUES (?, ?, ?)", rows)
+            self._database.commit()
+            self._waiting = {}
 
     def close(self) -> None:
         """Close the store, all of it kept."""
         self.commit()
+        self._database.commit()
         self._database.close()
 
 
