@@ -23,14 +23,16 @@ FLAT = 3.0
 """Standard deviation in grey levels below which a picture has no shapes: it is a copy only of the very same bytes."""
 
 Ints = NDArray[np.int64]
+Places = NDArray[np.int32]
 Looks = NDArray[np.uint8]
 Floats = NDArray[np.float64]
 _BANDS, _BITS, _WEAK = 4, 20, 5
 _DIFFERENT = 24  # of the 80 signs; pairs with more are left out without a closer look
 _EARLIEST, _LATEST = 12, 12  # compared of those with one key: so many of the first ones and of the ones just before
 _KNOTS = 6  # of the curve of tones
-_BLOCK = 1 << 14  # pairs looked at closely at a time
+_BLOCK = 1 << 12  # pairs looked at closely at a time
 _GATHERED = 1 << 11  # pairs that are worth it
+_PAIRS = 1 << 16  # pairs whose signs are compared at a time
 _ROWS = 1 << 12  # pictures whose keys are made at a time
 
 
@@ -206,12 +208,12 @@ def _keys(looks: Path, compared: NDArray[np.bool_]) -> _Keys:
 def _candidates(pictures: _Keys) -> Iterator[Iterator[Ints]]:
     """Pairs worth a closer look, [pairs, 2] (earlier, later): for each probe of each band some batches."""
     count = len(pictures.places)
-    later = np.arange(count)
+    later = np.arange(count, dtype=np.int32)  # as are all that follow: there may be millions
     for band in range(_BANDS):
         keys = pictures.keys[band]
-        order = np.argsort(keys, kind="stable")
-        starts = np.concatenate([[0], np.cumsum(np.bincount(keys, minlength=1 << _BITS))])
-        place_in_order = np.empty(count, np.int64)
+        order = np.argsort(keys, kind="stable").astype(np.int32)
+        starts = np.concatenate([[0], np.cumsum(np.bincount(keys, minlength=1 << _BITS))]).astype(np.int32)
+        place_in_order = np.empty(count, np.int32)
         place_in_order[order] = later
         for turned in range(1 << _WEAK):
             mask = np.zeros(count, np.uint32)
@@ -223,23 +225,30 @@ def _candidates(pictures: _Keys) -> Iterator[Iterator[Ints]]:
         yield _just_before(pictures, order, place_in_order, place_in_order - starts[keys])
 
 
-def _first_ones(pictures: _Keys, order: Ints, low: Ints, high: Ints) -> Iterator[Ints]:
+def _first_ones(pictures: _Keys, order: Places, low: Places, high: Places) -> Iterator[Ints]:
     for step in range(_EARLIEST):
         asking = np.flatnonzero(low + step < high)
         if not asking.size:
             return
-        yield _close(pictures, order[low[asking] + step], asking)
+        for some in _parts(asking):
+            yield _close(pictures, order[low[some] + step], some)
 
 
-def _just_before(pictures: _Keys, order: Ints, place_in_order: Ints, before: Ints) -> Iterator[Ints]:
+def _just_before(pictures: _Keys, order: Places, place_in_order: Places, before: Places) -> Iterator[Ints]:
     for step in range(1, _LATEST + 1):
         asking = np.flatnonzero(before - step >= _EARLIEST)
         if not asking.size:
             return
-        yield _close(pictures, order[place_in_order[asking] - step], asking)
+        for some in _parts(asking):
+            yield _close(pictures, order[place_in_order[some] - step], some)
 
 
-def _close(pictures: _Keys, earlier: Ints, later: Ints) -> Ints:
+def _parts(asking: Ints) -> Iterator[Ints]:
+    for start in range(0, len(asking), _PAIRS):
+        yield asking[start : start + _PAIRS]
+
+
+def _close(pictures: _Keys, earlier: Places, later: Ints) -> Ints:
     """Those pairs whose signs differ in few places, as places of the pictures."""
     older = np.flatnonzero(earlier < later)
     earlier, later = earlier[older], later[older]
