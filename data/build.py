@@ -54,17 +54,19 @@ def build(settings: BuildSettings) -> Outcome:
         raise UserError(f"{settings.output} is a file; --output names a folder, which is made if it is not there")
     ledger = Ledger(settings.output / "downloads")
     outcome = Outcome()
-    with _alone(settings.output / "downloads", settings.part), worker_pool(settings.workers) as pool:
+    with _alone(settings.output / "downloads", settings.part):
         if settings.join:
             ledger.join()
         if "fetch" in settings.steps:
-            outcome.fetched = _fetch(settings, mapping, ledger, pool)
+            with worker_pool(settings.workers) as pool:
+                outcome.fetched = _fetch(settings, mapping, ledger, pool)
             outcome.changed |= outcome.fetched.parts_written > 0
         if "split" in settings.steps or "write" in settings.steps:
             outcome.plan, made = bring_plan(settings, mapping, ledger)
             outcome.changed |= made
         if "write" in settings.steps:
-            _write(settings, mapping, ledger, pool, outcome)
+            with worker_pool(settings.workers) as pool:  # a new one, so that none takes memory during the split
+                _write(settings, mapping, ledger, pool, outcome)
             if settings.upload and settings.part.whole:
                 with progress("upload", "bytes", upload_bytes(settings.output)) as report:
                     outcome.uploaded = publish(settings.output, settings.upload, report)
@@ -114,7 +116,7 @@ def _alone(downloads: Path, part: Part) -> Iterator[None]:
 def _fetch(settings: BuildSettings, mapping: Mapping, ledger: Ledger, pool: Executor) -> FetchCounts:
     if settings.source is None:
         raise UserError("--source is needed to fetch: a table's file, a folder, a pattern, a URL, or hf:NAME")
-    source = open_source(settings.source)
+    source = open_source(settings.source, settings.encoding)
     check_columns(mapping, source.columns, settings.source)
     root = settings.image_root or source.picture_root
     if not is_folder(root):
@@ -128,7 +130,8 @@ def _fetch(settings: BuildSettings, mapping: Mapping, ledger: Ledger, pool: Exec
         rewriting=settings.rewriting,
         asking=settings.asking,
     )
-    with progress("fetch", "rows", settings.limit) as report:
+    # Without a limit the rows are not known before the last one is read; those of files are guessed by their bytes.
+    with progress("fetch", "rows", settings.limit or source.expected_rows) as report:
         counts = fetch(
             map(mapping.screen, islice(source.entries(), settings.limit)),
             ledger,
@@ -195,7 +198,7 @@ def main(arguments: list[str] | None = None) -> int:
     start = time.monotonic()
     try:
         if settings.preset is None and settings.source is not None:
-            print(suggest_mapping(open_source(settings.source), settings.source), end="")
+            print(suggest_mapping(open_source(settings.source, settings.encoding), settings.source), end="")
             return 0
         if settings.dry_run:
             print(f"{dry_run(settings)}: open it in a browser; nothing else was written")

@@ -4,8 +4,8 @@ import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data import kinds
 from data.asking import Asking, DownloadLimits
-from data.failures import failure_classes
 from data.images import KEEP, Rewriting
 from data.near import DISTANCE
 from data.parts import ALL, Part
@@ -30,6 +30,8 @@ class BuildSettings:
     dry_run: bool = False
     """Only look at the first samples."""
     steps: tuple[str, ...] = STEPS
+    encoding: str | None = None
+    """Of the text of tables; found out if None."""
     image_root: str | None = None
     """Folder or URL where relative picture paths start; the catalogue's folder if None."""
     limit: int | None = None
@@ -73,6 +75,7 @@ def parse(arguments: list[str] | None = None) -> BuildSettings:
         steps=steps,
         part=values.part,
         join=values.join,
+        encoding=values.encoding,
         image_root=values.image_root,
         limit=values.limit,
         workers=values.workers,
@@ -130,6 +133,12 @@ def _add_places(parser: argparse.ArgumentParser) -> None:
         help="catalogue: a .csv, .tsv, .jsonl, .json, .parquet or .tar file, a pattern or folder of these or of "
         "pictures, here or at a URL such as s3://…, shards to render anew, or hf:NAME[:CONFIG][@REVISION]",
     )
+    parser.add_argument(
+        "--encoding",
+        type=kinds.encoding,
+        metavar="NAME",
+        help="of a .csv, .tsv or .jsonl file that is neither UTF-8 nor UTF-16, such as cp1252",
+    )
     parser.add_argument("--output", metavar="DIR", help="folder for the shards, or a URL such as s3://…")
     parser.add_argument(
         "--work", type=Path, metavar="DIR", help="folder here for ledger, downloads and shards where --output is a URL"
@@ -145,17 +154,17 @@ def _add_rows(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="write only OUTPUT/dry-run.html: the first samples with their pictures"
     )
-    parser.add_argument("--limit", type=_positive, metavar="N", help="take only the first N rows")
+    parser.add_argument("--limit", type=kinds.positive, metavar="N", help="take only the first N rows")
     parser.add_argument(
         "--max-rejected",
-        type=_share,
+        type=kinds.share,
         default=0.05,
         metavar="SHARE",
         help="share of the rows that may be rejected, failed downloads aside (default: 0.05)",
     )
     parser.add_argument(
         "--near-duplicates",
-        type=_share,
+        type=kinds.share,
         default=DISTANCE,
         metavar="DISTANCE",
         help=f"how far pictures of one group may differ; 0: only the same bytes (default: {DISTANCE})",
@@ -167,7 +176,7 @@ def _add_shares(parser: argparse.ArgumentParser) -> None:
     among = parser.add_mutually_exclusive_group()
     among.add_argument(
         "--part",
-        type=_part,
+        type=kinds.share_of_machines,
         default=ALL,
         metavar="I/N",
         help="do the I-th of N shares of a step (fetch, or write with --only write); the machines share --output",
@@ -176,30 +185,33 @@ def _add_shares(parser: argparse.ArgumentParser) -> None:
         "--join", action="store_true", help="put the shares of all machines together, and do what is left to do"
     )
     parser.add_argument(
-        "--workers", type=_not_negative, default=2, metavar="N", help="processes; 0 for none (default: 2)"
+        "--workers", type=kinds.not_negative, default=2, metavar="N", help="processes; 0 for none (default: 2)"
     )
 
 
 def _add_shards(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shard-samples",
-        type=_positive,
+        type=kinds.positive,
         default=ShardSize().samples,
         metavar="N",
         help="samples a shard (default: 1000)",
     )
     parser.add_argument(
         "--shard-mb",
-        type=_positive,
+        type=kinds.positive,
         default=ShardSize().bytes >> 20,
         metavar="MB",
         help="MiB a shard at most (default: 256)",
     )
     parser.add_argument(
-        "--max-side", type=_positive, metavar="PIXELS", help="make larger pictures smaller (default: bytes stay)"
+        "--max-side", type=kinds.positive, metavar="PIXELS", help="make larger pictures smaller (default: bytes stay)"
     )
     parser.add_argument(
-        "--quality", type=_quality, metavar="1-100", help="encode every JPEG anew (default: bytes stay as they are)"
+        "--quality",
+        type=kinds.quality,
+        metavar="1-100",
+        help="encode every JPEG anew (default: bytes stay as they are)",
     )
     parser.add_argument(
         "--tokenizer", type=Path, metavar="DIR", help="model folder whose tokenizer.json counts tokens into the index"
@@ -220,71 +232,33 @@ def _add_downloads(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--no-probe", action="store_true", help="go on even if most of the first 200 URLs fail")
     group.add_argument(
         "--retry",
-        type=_classes,
+        type=kinds.classes,
         default=frozenset(),
         metavar="CLASSES",
         help="of the URLs that failed earlier, try these again: dns,429,timeout (classes as in rejected.jsonl)",
     )
     group.add_argument(
         "--max-failed-downloads",
-        type=_share,
+        type=kinds.share,
         default=0.3,
         metavar="SHARE",
         help="share of the URLs that may fail (default: 0.3)",
     )
     numbers = (
-        ("--connections", _positive, usual.connections, "N", "requests at once"),
-        ("--connections-per-host", _positive, usual.connections_per_host, "N", "requests at once to one host"),
-        ("--per-host-rate", _seconds, usual.per_host_rate, "N", "requests a second to one host; 0: no bound"),
-        ("--timeout", _seconds, usual.timeout_s, "S", "seconds for one attempt, by the clock"),
-        ("--deadline", _seconds, usual.deadline_s, "S", "seconds for all attempts of one URL, by the clock"),
-        ("--attempts", _positive, usual.attempts, "N", "attempts for one URL, where another may help"),
-        ("--backoff", _seconds, usual.backoff_s, "S", "seconds before the second attempt, doubled before each further"),
-        ("--max-picture-mb", _positive, usual.max_bytes >> 20, "MB", "MiB of one picture at most"),
+        ("--connections", kinds.positive, usual.connections, "N", "requests at once"),
+        ("--connections-per-host", kinds.positive, usual.connections_per_host, "N", "requests at once to one host"),
+        ("--per-host-rate", kinds.seconds, usual.per_host_rate, "N", "requests a second to one host; 0: no bound"),
+        ("--timeout", kinds.seconds, usual.timeout_s, "S", "seconds for one attempt, by the clock"),
+        ("--deadline", kinds.seconds, usual.deadline_s, "S", "seconds for all attempts of one URL, by the clock"),
+        ("--attempts", kinds.positive, usual.attempts, "N", "attempts for one URL, where another may help"),
+        (
+            "--backoff",
+            kinds.seconds,
+            usual.backoff_s,
+            "S",
+            "seconds before the second attempt, doubled before each further",
+        ),
+        ("--max-picture-mb", kinds.positive, usual.max_bytes >> 20, "MB", "MiB of one picture at most"),
     )
     for name, kind, default, unit, meaning in numbers:
         group.add_argument(name, type=kind, default=default, metavar=unit, help=f"{meaning} (default: {default:g})")
-
-
-def _classes(text: str) -> frozenset[str]:
-    try:
-        return failure_classes(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def _seconds(text: str) -> float:
-    if not 0 <= float(text) < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 up")
-    return float(text)
-
-
-def _part(text: str) -> Part:
-    number, _, of = text.partition("/")
-    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
-        raise argparse.ArgumentTypeError(f"{text} is not a share such as 1/3, 2/3 or 3/3")
-    return Part(int(number), int(of))
-
-
-def _quality(text: str) -> int:
-    if not 1 <= int(text) <= 100:
-        raise argparse.ArgumentTypeError(f"{text} is not between 1 and 100")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return int(text)
-
-
-def _not_negative(text: str) -> int:
-    if int(text) < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return int(text)
-
-
-def _share(text: str) -> float:
-    if not 0 <= float(text) <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return float(text)

@@ -108,10 +108,11 @@ def _check_rejected(plan: Plan, summary: Summary, settings: BuildSettings) -> No
     rejected = sum(count for reason, count in plan.rejected.items() if reason not in SET_ASIDE) - summary.rows_failed
     reasons = counted(plan.rejected)
     if rejected > settings.max_rejected * others:
+        encoding = "name the table's encoding with --encoding, " if "bad-text" in plan.rejected else ""
         raise UserError(
             f"{rejected:,} of {others:,} rows were rejected, failed downloads aside ({rejected / others:.1%}, allowed "
-            f"{settings.max_rejected:.1%}): {reasons}; {path} says why of each; mend them, or allow more with "
-            "--max-rejected; what was done is kept"
+            f"{settings.max_rejected:.1%}): {reasons}; {path} says why of each; mend them, {encoding}or allow more "
+            "with --max-rejected; what was done is kept"
         )
     if not plan.splits:
         raise UserError(f"none of the {plan.rows:,} rows is left ({reasons}); {path} says why of each")

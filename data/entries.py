@@ -39,6 +39,8 @@ class Source:
     """Folder or URL where relative picture paths start unless told otherwise."""
     entries: Callable[[], Iterator[Entry]]
     """A new pass over the rows; a row that cannot be read is a Rejected in its place."""
+    expected_rows: Callable[[], int | None] = lambda: None
+    """About how many rows there are, by what the pass under way has read; None where that cannot be told."""
 
 
 def number_rows(rows: Iterable[Values]) -> Iterator[Entry]:
@@ -80,7 +82,7 @@ def plain_value(value: Any, depth: int = 0) -> Any:
         if len(value) > MAX_CELL:
             raise _NotPlain("too-long", f"{len(value):,} characters")
         if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise _NotPlain("bad-text", "not Unicode (is the file UTF-8?)")
+            raise _NotPlain("bad-text", "not UTF-8 (--encoding names another)")
         return value
     if value is None or isinstance(value, bool | int | bytes):
         return value

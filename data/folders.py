@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from data.entries import SourceError, Values
+from data.meter import Meter
 from data.places import join, open_binary, parent, walk
 from data.tables import Reader, open_table
 from data.tars import PICTURES, TEXTS
@@ -14,13 +15,15 @@ SPLITS = ("train", "validation", "valid", "val", "dev", "test")
 _MAX_TEXT = 4 << 20
 
 
-def metadata_rows(folder: str, files: list[str]) -> tuple[list[str], Reader]:
+def metadata_rows(
+    folder: str, files: list[str], encoding: str | None = None, meter: Meter | None = None
+) -> tuple[list[str], Reader]:
     """The rows of a folder's metadata files, one after the other; what they name is relative to where they stand.
 
-    Arguments: the folder; the files, relative to it. A file in a folder named train, test and the like gives its rows
-    the column `split`, unless they have one.
+    Arguments: the folder; the files, relative to it; `encoding` and `meter` as `open_table` takes them. A file in a
+    folder named train, test and the like gives its rows the column `split`, unless they have one.
     """
-    opened = {file: open_table(join(folder, file)) for file in files}
+    opened = {file: open_table(join(folder, file), encoding, meter) for file in files}
     columns = list(dict.fromkeys(name for names, _ in opened.values() for name in names))
     if any(_split(file) for file in files):
         columns = list(dict.fromkeys([*columns, "split"]))

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 LINE_EVERY_S = 30.0
 DRAW_EVERY_S = 0.1
+Total = int | Callable[[], int | None] | None
 
 
 class Report(Protocol):
@@ -21,9 +22,10 @@ class Report(Protocol):
 
 
 @contextmanager
-def progress(step: str, unit: str, total: int | None = None) -> Iterator[Report]:
+def progress(step: str, unit: str, total: Total = None) -> Iterator[Report]:
     """Show a step's progress on stderr while the block runs.
 
+    `total`: how many there are; a function if that is only guessed at, better as more is done.
     Yields a function to be told how many more are done.
     """
     console = Console(stderr=True)
@@ -35,11 +37,11 @@ def progress(step: str, unit: str, total: int | None = None) -> Iterator[Report]
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rates]}"))
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bars:
-        task = bars.add_task(step, total=total, rates="")
+        task = bars.add_task(step, total=_now(total), rates="")
         drawn = 0.0
 
         def draw() -> None:
-            bars.update(task, completed=counts.done, rates=counts.rates())
+            bars.update(task, completed=counts.done, total=_now(total), rates=counts.rates())
 
         def advance(more: int, *, pictures: int = 0, bytes: int = 0, rejected: int = 0) -> None:
             nonlocal drawn
@@ -78,8 +80,12 @@ class _Counts:
         return ", ".join(said)
 
 
+def _now(total: Total) -> int | None:
+    return total() if callable(total) else total
+
+
 class _Lines:
-    def __init__(self, step: str, total: int | None, counts: _Counts) -> None:
+    def __init__(self, step: str, total: Total, counts: _Counts) -> None:
         self._step, self._total, self._counts = step, total, counts
         self._said = time.monotonic()
 
@@ -92,7 +98,7 @@ class _Lines:
         self._said = time.monotonic()
         done, seconds = self._counts.done, self._counts.seconds
         of, left = "", ""
-        if self._total:
-            of = f" of {self._total:,}"
-            left = f", {(self._total - done) * seconds / done:,.0f} s left" if 0 < done < self._total else ""
+        if total := _now(self._total):
+            of = f" of about {total:,}" if callable(self._total) else f" of {total:,}"
+            left = f", {(total - done) * seconds / done:,.0f} s left" if 0 < done < total else ""
         print(f"{self._step}: {done:,}{of}, {seconds:.0f} s{left}, {self._counts.rates()}", file=sys.stderr, flush=True)

@@ -6,10 +6,11 @@ import json
 import re
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
-from typing import Any, BinaryIO
+from contextlib import closing, contextmanager
+from typing import Any
 
 from data.entries import MAX_CELL, SourceError, Unreadable, Values
+from data.meter import Meter, open_measured
 from data.places import open_binary
 
 MAX_LINE = 16 * MAX_CELL  # characters that are read of one line or one JSON object
@@ -28,24 +29,43 @@ def table_kind(name: str) -> str | None:
     return kinds.get(name.rpartition(".")[2]) if "." in name else None
 
 
-def open_table(where: str) -> tuple[list[str], Reader]:
+def open_table(where: str, encoding: str | None = None, meter: Meter | None = None) -> tuple[list[str], Reader]:
     """Open a table: its columns, and a function that makes a new pass over its rows.
 
+    Arguments: the file; the encoding of its text, found out if None (UTF-8 or UTF-16); told what the passes read.
     Raises SourceError if it has no columns or is not what its name says; PlaceError, FileNotFoundError.
     """
-    kind = table_kind(where)
+    kind, meter = table_kind(where), meter or Meter()
     if kind == "parquet":
-        return _parquet(where)
-    return _json(where) if kind == "json" else _csv(where, kind == "tsv")
+        refuse_encoding(where, encoding)
+        return _parquet(where, meter)
+    encoding = encoding or _encoding(where)
+    return _json(where, encoding, meter) if kind == "json" else _csv(where, encoding, meter, kind == "tsv")
 
 
-def _open(where: str) -> BinaryIO:
-    return open_binary(where, "infer")
+def refuse_encoding(where: str, encoding: str | None) -> None:
+    """Raise SourceError if an encoding was named for a catalogue that needs none."""
+    if encoding:
+        raise SourceError(f"{where}: --encoding goes with CSV, TSV and JSON; leave it out, this says how its text is")
+
+
+@contextmanager
+def _text(where: str, encoding: str, meter: Meter | None = None, newline: str | None = None) -> Iterator[io.TextIOBase]:
+    """A table's text. Raises SourceError where the bytes are not of the encoding at all."""
+    # surrogateescape: one bad byte costs its row, not the catalogue.
+    stream = open_measured(where, meter or Meter())
+    with io.TextIOWrapper(stream, encoding=encoding, errors="surrogateescape", newline=newline) as text:
+        try:
+            yield text
+        except UnicodeError as error:
+            raise SourceError(
+                f"{where}: {error}; mend the file, or name its encoding with --encoding, such as cp1252"
+            ) from error
 
 
 def _encoding(where: str) -> str:
     """UTF-16 by its mark, or by the zeros that ASCII has in it; else UTF-8, which may have a mark as well."""
-    with _open(where) as stream:
+    with open_measured(where, Meter()) as stream:
         start = stream.read(4)
     if start.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "utf-16"
@@ -75,15 +95,14 @@ class _Lines:
 
 
 def _records(
-    where: str, encoding: str, delimiter: str, width: int | None
+    where: str, encoding: str, delimiter: str, width: int | None, meter: Meter | None = None
 ) -> Generator[list[str] | Unreadable, None, None]:
     """Records of a CSV of `width` columns; None for any width.
 
     A quotation mark that is never closed, or rows later, costs its own line: those it swallowed are read again.
     """
     csv.field_size_limit(MAX_LINE)
-    # surrogateescape: one bad byte costs its row, not the catalogue.
-    with io.TextIOWrapper(_open(where), encoding=encoding, errors="surrogateescape", newline="") as text:
+    with _text(where, encoding, meter, newline="") as text:
         lines = _Lines(text)
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
         while True:
@@ -93,8 +112,6 @@ def _records(
                 record = next(reader)
             except StopIteration:
                 return
-            except UnicodeError as error:
-                raise SourceError(f"{where}: {error}; mend the file, or convert it to UTF-8") from error
             except csv.Error as error:
                 what = str(error)
             first, *others = lines.record
@@ -120,14 +137,13 @@ def _one_line(line: str, delimiter: str) -> list[str] | None:
 
 
 def _delimiter(where: str, encoding: str) -> str:
-    with io.TextIOWrapper(_open(where), encoding=encoding, errors="surrogateescape") as lines:
+    with _text(where, encoding) as lines:
         header = re.sub(r'"[^"]*"', "", lines.readline(MAX_CELL))
     counts = {mark: header.count(mark) for mark in ",;\t|"}
     return max(counts, key=lambda mark: counts[mark])
 
 
-def _csv(where: str, tabs: bool) -> tuple[list[str], Reader]:
-    encoding = _encoding(where)
+def _csv(where: str, encoding: str, meter: Meter, tabs: bool) -> tuple[list[str], Reader]:
     delimiter = "\t" if tabs else _delimiter(where, encoding)
     with closing(_records(where, encoding, delimiter, None)) as records:
         columns = next(records, None)
@@ -135,6 +151,8 @@ def _csv(where: str, tabs: bool) -> tuple[list[str], Reader]:
         raise SourceError(f"{where} is empty: a catalogue starts with a line of column names")
     if isinstance(columns, Unreadable):
         raise SourceError(f"{where}, the line of column names: {columns.detail}")
+    for name in columns:
+        _check_name(where, name)
     width = len(columns)
     while columns and not columns[-1].strip():  # what spreadsheets leave behind the last column
         columns.pop()
@@ -145,7 +163,7 @@ def _csv(where: str, tabs: bool) -> tuple[list[str], Reader]:
         )
 
     def rows() -> Iterator[Values]:
-        records = _records(where, encoding, delimiter, width)
+        records = _records(where, encoding, delimiter, width, meter)
         next(records)
         for record in records:
             if isinstance(record, Unreadable):
@@ -158,13 +176,21 @@ def _csv(where: str, tabs: bool) -> tuple[list[str], Reader]:
     return columns, rows
 
 
-def _json(where: str) -> tuple[list[str], Reader]:
-    encoding = _encoding(where)
-    with io.TextIOWrapper(_open(where), encoding=encoding, errors="surrogateescape") as text:
+def _check_name(where: str, name: str) -> None:
+    """Raise SourceError for a column's name that bytes of another encoding stand in."""
+    if any("\udc80" <= letter <= "\udcff" for letter in name):
+        raise SourceError(
+            f"{where}: the column name {name.encode(errors='surrogateescape')!r} is not UTF-8; name the encoding of "
+            "the table with --encoding, such as cp1252 (Western Europe), cp1251 (Cyrillic) or gb18030 (Chinese)"
+        )
+
+
+def _json(where: str, encoding: str, meter: Meter) -> tuple[list[str], Reader]:
+    with _text(where, encoding) as text:
         start = text.read(_CHUNK).lstrip()
 
     def rows() -> Generator[Values, None, None]:
-        with io.TextIOWrapper(_open(where), encoding=encoding, errors="surrogateescape", newline="\n") as text:
+        with _text(where, encoding, meter, newline="\n") as text:
             yield from _array(where, text) if start.startswith("[") else _json_lines(text)
 
     with closing(rows()) as found:
@@ -224,7 +250,7 @@ def _array(where: str, text: io.TextIOBase) -> Iterator[Values]:
         buffer, wanted = buffer + more, 2 * wanted
 
 
-def _parquet(where: str) -> tuple[list[str], Reader]:
+def _parquet(where: str, meter: Meter) -> tuple[list[str], Reader]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -239,10 +265,12 @@ def _parquet(where: str) -> tuple[list[str], Reader]:
     def rows() -> Iterator[Values]:
         # Buffered, and few rows at once where rows are large: a row group of pictures is never held as a whole.
         with open_binary(where) as stream, pq.ParquetFile(stream, buffer_size=_CHUNK, pre_buffer=False) as file:
+            whole = stream.seek(0, io.SEEK_END)
             held = sum(file.metadata.row_group(place).total_byte_size for place in range(file.num_row_groups))
             size = max(1, min(256, _BATCH_BYTES * file.metadata.num_rows // max(held, 1)))
             try:
                 for batch in file.iter_batches(batch_size=size):
+                    meter.read(whole * batch.num_rows / file.metadata.num_rows)
                     yield from _batch_rows(batch)
             except (pa.ArrowInvalid, OSError) as error:
                 raise SourceError(f"{where} is damaged: {error}; bring back a whole file") from error

@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import hashlib
 import io
 import json
 import re
@@ -40,6 +41,48 @@ def csv_text(delimiter: str = ",") -> str:
 def test_csv_in_the_encodings_people_have(tmp_path: Path, encoding: str) -> None:
     (tmp_path / "a.csv").write_bytes(csv_text().encode(encoding))
     assert values(tmp_path / "a.csv") == ROWS
+
+
+def test_the_encoding_of_a_table_can_be_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("größe;preis\nÄrmel;5 €\n".encode("cp1252"))
+    with pytest.raises(SourceError, match=r"b'gr\\xf6\\xdfe' is not UTF-8; name the encoding .* --encoding, such as"):
+        open_source(str(tmp_path / "a.csv"))
+    source = open_source(str(tmp_path / "a.csv"), "cp1252")
+    assert [row.values for row in source.entries() if isinstance(row, Row)] == [{"größe": "Ärmel", "preis": "5 €"}]
+    (tmp_path / "a.jsonl").write_bytes('{"title": "Пальто"}\n'.encode("cp1251"))
+    (entry,) = open_source(str(tmp_path / "a.jsonl")).entries()
+    assert isinstance(entry, Rejected)
+    assert (entry.reason, entry.detail) == ("bad-text", "column 'title': not UTF-8 (--encoding names another)")
+    (entry,) = open_source(str(tmp_path / "a.jsonl"), "cp1251").entries()
+    assert isinstance(entry, Row)
+    assert entry.values == {"title": "Пальто"}
+    pq.write_table(pa.table({"n": [1]}), tmp_path / "a.parquet")
+    with pytest.raises(SourceError, match="--encoding goes with CSV, TSV and JSON"):
+        open_source(str(tmp_path / "a.parquet"), "cp1252")
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_text_that_is_cut_in_a_letter_is_an_error_that_names_the_file(tmp_path: Path, name: str) -> None:
+    text = csv_text() if name == "a.csv" else json.dumps(ROWS[0]) + "\n"
+    (tmp_path / name).write_bytes(text.encode("utf-16") + b"A")
+    with pytest.raises(SourceError, match=rf"{name}: .*; mend the file, or name its encoding"):
+        values(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.jsonl", "a.parquet"])
+def test_while_a_table_is_read_its_rows_are_guessed_from_its_bytes(tmp_path: Path, name: str) -> None:
+    rows = [{"n": str(number), "title": hashlib.sha256(str(number).encode()).hexdigest()} for number in range(10_000)]
+    text = "n,title\n" + "".join(f"{row['n']},{row['title']}\n" for row in rows)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "a.csv").write_text(text)
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(text.encode()))
+    (tmp_path / "a.jsonl").write_text(lines)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    source = open_source(str(tmp_path / name))
+    assert source.expected_rows() is None
+    guesses = [source.expected_rows() for _ in source.entries()]
+    assert [one for one in guesses[5000:] if one is None or not 6000 <= one <= 11_000] == []
+    assert guesses[-1] == 10_000
 
 
 def test_tsv_and_semicolons(tmp_path: Path) -> None:
