@@ -130,19 +130,27 @@ def _room(downloads: str) -> Room:
 def _keep(path: Path, data: bytes, already: Path | None) -> None:
     """Put bytes under a name made from their hash; `already`: a file of ours that holds just these.
 
-    Not synced: the ledger says what they must be, and a file that a power cut emptied is fetched again.
+    Not synced, and written in place: the ledger says what they must be, and a file that a kill or a power cut left
+    short is written again.
     """
     if path.is_file() and path.stat().st_size == len(data):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
+    if already is not None and _linked(path, already):
+        return
+    with path.open("wb", buffering=0) as file:
+        left = memoryview(data)
+        while left:
+            left = left[file.write(left) :]
+
+
+def _linked(path: Path, already: Path) -> bool:
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        if already is None:
-            beside.write_bytes(data)
-        else:
-            beside.hardlink_to(already)
+        beside.hardlink_to(already)
     except OSError as error:
-        if already is None or error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        beside.write_bytes(data)  # the file system knows no links, or a killed process left the name taken
+        return False  # the file system knows no links, or a killed process left the name taken
     os.replace(beside, path)
+    return True
