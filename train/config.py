@@ -18,7 +18,16 @@ DEFAULT = ROOT / "train/configs/default.yaml"
 # How the data come, not which.
 READING = ("data.workers", "data.cache", "data.shard_cache", "data.patience_minutes", "data.max_bad")
 # A run goes on when these changed: they say how long, how often and how loudly, not what is computed.
-MAY_CHANGE = ("stop.", "evaluate.", "checkpoint.", "logging.", "wandb.", *READING)
+MAY_CHANGE = (
+    "stop.",
+    "evaluate.",
+    "checkpoint.",
+    "logging.",
+    "wandb.",
+    "run.stall_minutes",
+    "optim.max_skipped",
+    *READING,
+)
 
 
 class ConfigError(UserError):

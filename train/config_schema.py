@@ -21,6 +21,8 @@ class RunSection(Section):
     """Folder of the run under `folder`; none: the name of the configuration file."""
     folder: str = "runs"
     seed: NotNegative = 0
+    stall_minutes: Annotated[float, Field(gt=0)] = 10.0
+    """A rank that stays in one phase of a step for longer ends the run; waiting for data has its own limit."""
 
 
 class ModelSection(Section):
@@ -141,6 +143,8 @@ class OptimSection(Section):
     warmup_steps: NotNegative = 0
     min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of `lr` that cosine and linear end at."""
+    max_skipped: NotNegative = 10
+    """Steps in a row that may be skipped because loss or gradient is not finite; one more ends the run."""
 
 
 class StopSection(Section):

@@ -4,7 +4,6 @@
 out. `data_events.jsonl` has what depends on the machine: a worker started again, an outage of the storage.
 """
 
-import json
 import socket
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,7 +12,7 @@ from typing import Any
 
 from data.schema import UserError
 from train.distributed import World, marked
-from train.lines import cut_lines
+from train.lines import LineFile, cut_lines
 from train.pipeline.batch import BadSample
 from train.pipeline.events import Event, say
 
@@ -80,5 +79,7 @@ class DataRecord:
 
     def _append(self, name: str, lines: Sequence[dict[str, Any]]) -> None:
         if lines:
-            with (self._folder / name).open("a", encoding="utf-8") as stream:
-                stream.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            file = LineFile(self._folder / name)
+            for line in lines:
+                file.add(line)
+            file.close()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 Result = TypeVar("Result")
+Failure = TypeVar("Failure", bound=Exception)
 
 # A collective that has waited this long hangs: longer than rank 0 alone may take for a step of the start or a save.
 TIMEOUT = timedelta(minutes=30)
@@ -97,7 +98,7 @@ def threads_for(place: Place, environment: Mapping[str, str]) -> int | None:
     return max(1, cores // place.local_world_size)
 
 
-def marked(error: Exception, tells: bool) -> Exception:
+def marked(error: Failure, tells: bool) -> Failure:
     """The error with a note of whether this rank is the one to tell people of it."""
     error.tells = tells  # type: ignore[attr-defined]
     return error

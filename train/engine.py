@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from train.checkpoint import KINDS, CheckpointError, Manifest, Reader, Slice
 from train.config import ConfigError, nearest
 from train.config_schema import Config
 from train.distributed import World
+from train.flops import Arithmetic, peak_flops
 from train.model import Phi3VForCausalLM
 from train.model.attention import resolve_attention
 from train.model.lora import parts_of
@@ -127,10 +128,19 @@ class Engine:
         self.deepspeed.train()
         self.zero = self.deepspeed.optimizer
         self.zero_stage = zero_state.zero_stage(self.zero)
+        if self.zero_stage == 2:
+            # In fp32 and without clipping DeepSpeed would put a gradient that is not finite into the weights.
+            self.zero.check_grad_overflow = True
         self.attention = resolve_attention(config.model.attention, world.device, DTYPES[config.model.precision])
         self.parameters = zero_state.trained_parameters(self.deepspeed.module)
         made = getattr(model, "config")  # noqa: B009 (PEFT models forward it)
         self.crop_size = made.crop_size
+        sizes = part_sizes(self.deepspeed.module)
+        self.arithmetic = Arithmetic.of(
+            {part: size.trained for part, size in sizes.items()},
+            {part: size.total for part, size in sizes.items()},
+            made,
+        )
         self.probe_pack = probe_batch(made.vocab_size, made.crop_size, made.tokens_per_side)
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
@@ -157,16 +167,24 @@ class Engine:
             **pictures,
         }
 
-    def train_pack(self, batch: Batch, step: int, scale: float) -> torch.Tensor:
+    def train_pack(
+        self, batch: Batch, step: int, scale: float, mark: Callable[[str], object] = lambda phase: None
+    ) -> torch.Tensor:
         """Forward and backward of one pack.
 
         step: number of the optimizer step it belongs to, for its random numbers.
         scale: what its summed loss is multiplied by (see loss.backward_scale).
+        mark: told `forward` and `backward` when they begin.
         Returns the summed loss of its supervised tokens, float32 scalar, on the device.
         """
         torch.manual_seed(pack_seed(self.config.run.seed, step, batch.number))
+        mark("forward")
         loss = self.deepspeed(**self.inputs(batch)).loss
-        self.deepspeed.backward(loss * scale, scale_wrt_gas=False)
+        mark("backward")
+        # A loss that is not finite could still have a finite gradient: then this makes the gradient tell of it.
+        bare = loss.detach()
+        told = torch.where(torch.isfinite(bare), torch.ones_like(bare), torch.full_like(bare, math.nan))
+        self.deepspeed.backward(loss * (scale * told), scale_wrt_gas=False)
         return loss.detach()
 
     def step(self, rate: float) -> float | None:
@@ -212,6 +230,13 @@ class Engine:
             versions={package.__name__: package.__version__ for package in (torch, deepspeed, transformers)},
             probe={"loss": self.probe(), "under": self.surroundings()},
         )
+
+    def peak_flops(self) -> float | None:
+        """Operations a second of all ranks' devices together; None where it is not known."""
+        if self.world.device.type != "cuda":
+            return None
+        peak = peak_flops(torch.cuda.get_device_name(self.world.device), self.config.model.precision)
+        return None if peak is None else self.world.size * peak
 
     def shapes(self) -> dict[str, list[int]]:
         """Of every trained parameter, whole."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from data.whole import write_whole
 from train.checkpoint import CheckpointError, fingerprint_model
+from train.checkpointing import Checkpoints
 from train.config import ConfigError
 from train.config_schema import Config
 from train.console import Console
@@ -15,24 +16,31 @@ from train.data_record import DataRecord
 from train.deepspeed_config import compose
 from train.distributed import World
 from train.engine import Engine, check_zero_keys, load_model, part_sizes
+from train.faults import Skips
+from train.heartbeat import Heart
 from train.keeping import clear_unfinished, found, newest
 from train.loop import Training
 from train.material import Geometry, cache_folder, find_model, read_geometry, shard_cache, shard_folders
 from train.mixture import Mixture
 from train.model.lora import adapted_layers
 from train.pipeline.loader import Loader
+from train.pipeline.makers import SILENCE_BEYOND_PATIENCE_S
 from train.pipeline.opening import differing, record_of
 from train.pipeline.plan import Plan
 from train.pipeline.spec import PlanSpec
 from train.pipeline.storage import Storage
 from train.planning import describe_over_long, open_split, open_training, pinned_plan, total_steps
 from train.preemption import Preemption
+from train.reporting import Report
 from train.runs import Earlier, RunError, RunFolder
 from train.saving import Saver
+from train.tracing import Trace
 from train.tracking import Tracker
 from train.tuning import check_tuning
-from train.validation import Validation
+from train.validation import MEASURING, Validation
 from train.waiting import Waiting
+
+LOADER_FIRST_S = 60.0
 
 
 def open_validation(config: Config, model: Path, geometry: Geometry, world: World) -> Validation | None:
@@ -59,6 +67,12 @@ def storage_of(config: Config, world: World) -> Storage:
         cache_bytes=int(config.data.cache_gb * 1e9),
         node_share=world.place.local_world_size / world.size,
     )
+
+
+def patient_limits(config: Config) -> dict[str, float]:
+    """Seconds of the phases that wait for data: the loader's own limit comes first, for it can say why."""
+    loader_s = 60 * config.data.patience_minutes + SILENCE_BEYOND_PATIENCE_S + LOADER_FIRST_S
+    return dict.fromkeys(("data", MEASURING), max(loader_s, 60 * config.run.stall_minutes))
 
 
 def open_run(
@@ -157,12 +171,14 @@ def owes_validation(run: RunFolder, config: Config, done: int, total: int) -> bo
     return due and not run.has_line(done, "validation")
 
 
-def work(config: Config, settings: dict[str, Any], run: RunFolder, world: World) -> None:
+def work(config: Config, settings: dict[str, Any], run: RunFolder, world: World, profile: str | None = None) -> None:
     """Do the job on every rank; returns when it is finished, preempted, or was finished before.
 
+    profile: steps to trace, see tracing.Trace.
     Raises UserError for what a person can mend; the same on every rank, except for a rank that cannot read its data.
     """
     console = Console(world.first)
+    trace = Trace(profile, run.path / "profile", world)
     world.agree(lambda: check_zero_keys(settings["zero_optimization"], config.deepspeed))
     world.agree(lambda: check_tuning(config, settings["zero_optimization"]["stage"]))
     earlier, start = world.from_first(lambda: open_run(run, config, settings, console))
@@ -190,6 +206,22 @@ def work(config: Config, settings: dict[str, Any], run: RunFolder, world: World)
     tracker = Tracker(config.wandb, run.path, str(config.run.name), config.model_dump()) if world.first else None
     record = DataRecord(run.path, world, max_bad=config.data.max_bad, step=done)
     preemption = Preemption()
+    heart = Heart(
+        world, run.path / "stacks", 60 * config.run.stall_minutes, patient_limits(config), failed=run.set_failed
+    )
+    report = Report(run, console, tracker)
+    checkpoints = Checkpoints(
+        settings=config.checkpoint,
+        world=world,
+        engine=engine,
+        saver=Saver(run.checkpoints, world, background=config.checkpoint.background, heart=heart),
+        report=report,
+        plan=plan.spec.fingerprint(),
+        base=base,
+        newest=start,
+        best=json.loads((run.path / "best.json").read_text()) if (run.path / "best.json").is_file() else {},
+    )
+    skips = Skips(run.path, world, most=config.optim.max_skipped, step=done)
     with Loader(
         plan,
         folder / "tokenizer.json",
@@ -208,24 +240,24 @@ def work(config: Config, settings: dict[str, Any], run: RunFolder, world: World)
             plan=plan,
             loader=loader,
             validation=validation,
-            run=run,
-            base=base,
             console=console,
-            tracker=tracker,
+            report=report,
             preemption=preemption,
+            heart=heart,
             record=record,
+            skips=skips,
             waiting=Waiting(config.data.workers),
+            trace=trace,
             mixture=Mixture(plan, run.metrics, done) if world.first else None,
+            arithmetic=engine.arithmetic,
+            peak_flops=engine.peak_flops(),
+            checkpoints=checkpoints,
             done=done,
             total=total,
-            checkpoint=start,
-            saved_step=done if start else -1,
-            saver=Saver(run.checkpoints, world, background=config.checkpoint.background),
             owes_validation=world.from_first(lambda: bool(validation) and owes_validation(run, config, done, total)),
-            best=json.loads((run.path / "best.json").read_text()) if (run.path / "best.json").is_file() else {},
         )
         state = training.go()
     if tracker is not None:
         tracker.finish()
     if state == "finished":
-        console.say(f"finished: {total:,} steps; {training.checkpoint}")
+        console.say(f"finished: {total:,} steps; {checkpoints.newest}")

@@ -1,7 +1,7 @@
 """Fine-tunes Phi-3-vision with DeepSpeed ZeRO.
 
     deepspeed [--hostfile launch/hosts] train/main.py [--config FILE] [--set section.key=value …] [--run NAME]
-        [--dry-run]
+        [--dry-run] [--profile 10-12]
 
 torchrun, srun and plain python start it as well (torchrun takes --run for an option of its own: give it
 `--set run.name=NAME`). The same command goes on with a run that was ended before its time.
@@ -55,6 +55,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dry-run", action="store_true", help="print what would be trained, how full and how even; needs no GPU"
     )
+    parser.add_argument(
+        "--profile", metavar="STEPS", help="write a torch trace of rank 0's steps, 12 or 10-12, into the run's folder"
+    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     return parser.parse_args(arguments)
 
@@ -101,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from train.job import work
 
-        work(config, settings, run, world)
+        work(config, settings, run, world, options.profile)
         part()
         return 0
     except BaseException as error:

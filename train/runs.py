@@ -138,10 +138,13 @@ class RunFolder:
     def set_failed(self, reason: str) -> None:
         """Put `failed` and why into the status, keeping its step and checkpoint; the first of several reasons stays."""
         values = self.status()
-        if self.ours and values.get("state") != "failed":
-            write_whole(
-                self.path / "status.json", (json.dumps(values | {"state": "failed", "reason": reason}) + "\n").encode()
-            )
+        if not self.ours or values.get("state") == "failed":
+            return
+        path = self.path / "status.json"
+        try:
+            write_whole(path, (json.dumps(values | {"state": "failed", "reason": reason}) + "\n").encode())
+        except OSError as error:
+            print(f"{path} cannot be written ({error.strerror}): it does not say that the run failed", flush=True)
 
     def has_line(self, step: int, kind: str) -> bool:
         """Whether the metrics have a line of this kind for a step."""

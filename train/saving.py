@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING
 from data.schema import UserError
 from train.checkpoint import KINDS, Manifest, Slice, Written, finish, step_folder, write_slices
 from train.distributed import World
+from train.heartbeat import WAITING, Heart
 from train.keeping import lacking_space
 
 if TYPE_CHECKING:
     import torch
+
+
+SAVING = "save"
 
 
 class SaveError(UserError):
@@ -87,18 +91,16 @@ class Saved:
 class Saver:
     """Writes a run's checkpoints, one at a time. Every rank has one; `begin` and `settle` are collective."""
 
-    def __init__(
-        self, folder: Path, world: World, *, background: bool, alive: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, folder: Path, world: World, *, background: bool, heart: Heart) -> None:
         """
         folder: of the run's checkpoints.
         background: write from a copy in memory while training goes on.
-        alive: called whenever a piece has been written.
+        heart: told when a save begins, is waited for, and whenever a piece has been written.
         """
         self._folder = folder
         self._world = world
         self._copies = Copies() if background else None
-        self._alive = alive
+        self._heart = heart
         self._pending: Pending | None = None
 
     @property
@@ -119,6 +121,7 @@ class Saver:
         Raises SaveError, on every rank, where the disk has no room or refuses the folder.
         """
         begun = time.perf_counter()
+        self._heart.mark(SAVING)
         world, aside = self._world, self._folder / f".{step_folder(manifest.step)}.tmp"
 
         def make_room() -> str | None:
@@ -133,7 +136,7 @@ class Saver:
             self._abandon(aside)
             raise SaveError(f"the checkpoint of step {manifest.step} is not written: {problem}")
         held = self._copies.take(slices) if self._copies else list(slices)
-        job = Job(lambda: write_slices(aside, world.rank, held, self._alive))
+        job = Job(lambda: write_slices(aside, world.rank, held, lambda: self._heart.alive(SAVING)))
         job.start()
         if not self._copies:
             job.join()
@@ -149,7 +152,9 @@ class Saver:
         assert self._pending is not None
         begun = time.perf_counter()
         pending, self._pending = self._pending, None
+        self._heart.mark(SAVING)
         pending.job.join()
+        self._heart.mark(WAITING)
         outcomes = self._world.gather_objects((pending.job.written, pending.job.error))
         failed = next(((rank, error) for rank, (_, error) in enumerate(outcomes) if error is not None), None)
         step = pending.manifest.step

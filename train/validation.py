@@ -10,6 +10,7 @@ from typing import Any
 from train.data_record import DataRecord
 from train.distributed import World
 from train.engine import Engine
+from train.heartbeat import Heart
 from train.loss import count_labels, mean_loss
 from train.pipeline.batch import BadSample
 from train.pipeline.events import Event
@@ -20,6 +21,7 @@ from train.pipeline.storage import Storage
 
 # A worker process takes a second to start; below this many packs a rank it is not worth one.
 PACKS_A_WORKER = 64
+MEASURING = "evaluate"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,12 +44,13 @@ class Validation:
         return min(every, math.ceil(self.packs / self.plan.spec.global_batch_packs))
 
     def measure(
-        self, engine: Engine, world: World, asked: Callable[[], bool], record: DataRecord, step: int
+        self, engine: Engine, world: World, asked: Callable[[], bool], record: DataRecord, step: int, heart: Heart
     ) -> dict[str, Any] | None:
         """The mean loss over the supervised tokens, the same on every rank; None in its place where it is not finite.
 
         asked: whether this rank was asked to leave; then all ranks leave and the result is None.
         record, step: where bad samples are recorded, and under which step.
+        heart: told of each batch.
         Returns loss, label_tokens, tokens, samples, bad, time.
         """
         begun = time.perf_counter()
@@ -57,6 +60,7 @@ class Validation:
         events: list[Event] = []
         with self._loader(world, asked) as loader:
             for place in range(self.batches):
+                heart.mark(MEASURING)
                 try:
                     _, batches = next(loader)
                 except Interrupted:
