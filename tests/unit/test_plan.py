@@ -75,7 +75,10 @@ def make_plan(count: int = 331, lengths: Lengths | None = None, cache: Path | No
     return Plan(PlanSpec(**values), FakeCorpus(count), lengths, cache)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize(
+    "world",
+    [*WORLDS, *(pytest.param(world, marks=pytest.mark.soak) for world in range(1, 65) if world not in WORLDS)],
+)
 def test_any_number_of_ranks_trains_the_same_batches_with_equal_micro_steps(world: int):
     plan = make_plan()
     for step in range(plan.steps_until(2)):
@@ -110,18 +113,17 @@ def test_a_run_goes_on_at_any_step_with_any_number_of_ranks():
 
 
 @pytest.mark.soak
-def test_a_large_plan_goes_on_at_any_step_with_any_number_of_ranks():
-    straight = make_plan(count=20_000, window=512, global_batch_packs=48)
+@pytest.mark.timeout(3600)
+def test_a_large_plan_goes_on_at_any_step_with_any_number_of_ranks(tmp_path: Path):
+    settings = {"count": 20_000, "window": 512, "global_batch_packs": 48, "cache": tmp_path}
+    straight = make_plan(**settings)
     steps = straight.steps_until(3)
     expected = trained(straight, range(steps), 1)
     seen = [sample for batch in expected[: straight.steps_in(0)] for _, samples in batch for sample in samples]
     assert sorted(seen) == list(range(20_000))
     for world in range(1, 65):
         stop = steps * world // 65
-        assert (
-            trained(make_plan(count=20_000, window=512, global_batch_packs=48), range(stop, steps), world)
-            == expected[stop:]
-        )
+        assert trained(make_plan(**settings), range(stop, steps), world) == expected[stop:]
 
 
 def test_a_step_is_found_without_packing_what_lies_before(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

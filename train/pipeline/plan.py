@@ -98,6 +98,8 @@ class Plan:
         self._ends: dict[int, Ints] = {}
         self._windows: OrderedDict[tuple[int, int], PackList] = OrderedDict()
         self._batches: OrderedDict[int, GlobalBatch] = OrderedDict()
+        self._dealt: tuple[int, int, list[list[Pack]]] = (-1, 0, [])
+        """The step and the number of ranks asked for last, and what they were dealt."""
 
     def key(self, sample: int) -> str:
         """The key of a sample, by its number in the corpus."""
@@ -229,8 +231,10 @@ class Plan:
         """One rank's micro-steps of a global step: ceil(packs / world) of them on every rank."""
         if not 0 <= rank < world:
             raise ValueError(f"rank is {rank}, must be 0 … {world - 1}")
+        if self._dealt[:2] != (step, world):
+            self._dealt = step, world, deal_packs(self.batch(step).packs, world)
         micro_steps = []
-        for dealt in deal_packs(self.batch(step).packs, world):
+        for dealt in self._dealt[2]:
             crops = max(pack.crops for pack in dealt)
             labels = max(pack.labels for pack in dealt)
             micro_steps.append(
