@@ -181,6 +181,16 @@ def test_a_signal_in_an_evaluation_is_answered_and_the_run_ends_as_if_none_had_c
         assert file.read_bytes() == (bench.runs / "fault-evaluating/checkpoints/step-000006" / file.name).read_bytes()
 
 
+def test_measuring_and_a_save_that_failed_change_nothing_of_the_training(
+    bench: Bench, outcomes: dict[str, Outcome]
+) -> None:
+    assert outcomes["quiet"].code == outcomes["no room"].code == 0
+    measured, bare = bench.lines("fault-quiet"), bench.lines("fault-no-room")
+    assert len(bench.lines("fault-quiet", "validation")) == 3
+    assert not bench.lines("fault-no-room", "validation")
+    assert list(map(numbers, measured)) == list(map(numbers, bare))
+
+
 def test_a_signal_in_a_save_is_answered_once_that_save_is_whole(bench: Bench, outcomes: dict[str, Outcome]) -> None:
     outcome = outcomes["saving"]
     assert outcome.code == 0, outcome.output
