@@ -60,6 +60,7 @@ def bring_plan(settings: BuildSettings, mapping: Mapping, ledger: Ledger) -> tup
                 _breaks(settings, mapping, summary),
                 rejected,
                 report,
+                settings.workers,
             )
             (settings.output / "manifest.json").unlink(missing_ok=True)
             with whole_file(rejected_path) as stream:

@@ -2,61 +2,29 @@
 
 import hashlib
 import json
-from array import array
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import accumulate
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import xxhash
 from numpy.typing import NDArray
 
 from data.grouping import LEAK, Links, deal, first_places, oldest_of_groups
-from data.ledger import Ledger, Record
-from data.looks import LOOK_BYTES
+from data.ledger import Ledger
+from data.mapped import DIGEST_BYTES, Kept, MapJob, Mapped, map_part
 from data.mapping import Mapping
 from data.near import near_pairs
 from data.plan import Ints, Plan, ShardPlan, ShardSize, SplitPlan
 from data.rejecting import RejectedRows
-from data.rules import ValueRejected
-from data.schema import Rejected, SampleError
-
-_DIGEST_BYTES = 16
-_TAR_BYTES = 2048  # that headers and padding of a sample may take
-_TO_JSON = json.JSONEncoder()
-_NO_LOOK = bytes(LOOK_BYTES)  # without shapes, hence near to nothing
-
-
-@dataclass(slots=True)
-class _Kept:
-    """Columns over the rows that make a sample; compact, as there may be millions."""
-
-    rows: "array[int]" = field(default_factory=lambda: array("q"))
-    bytes: "array[int]" = field(default_factory=lambda: array("q"))
-    products: "array[int]" = field(default_factory=lambda: array("Q"))
-    same: "array[int]" = field(default_factory=lambda: array("Q"))
-    """Hash of product, pictures and text: equal for a row that is there twice."""
-    own: "array[int]" = field(default_factory=lambda: array("b"))
-    """The split of the row's own product; 0 where a column decides."""
-    picture_rows: "array[int]" = field(default_factory=lambda: array("q"))
-    """For each picture, its row's place in these columns."""
-    pictures: "array[int]" = field(default_factory=lambda: array("Q"))
-    digests: bytearray = field(default_factory=bytearray)
-    keys: list[pa.Array] = field(default_factory=list)
-    names: list[pa.Array] = field(default_factory=list)
-    """Of the products."""
-    splits: list[pa.Array] = field(default_factory=list)
-    """As the split column says; empty where none decides."""
+from data.schema import Rejected
+from data.workers import in_order, worker_pool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Dealt:
-    """Where the rows of `_Kept` stand."""
+    """Where the rows of `Kept` stand."""
 
     stays: NDArray[np.bool_]
     """[rows], whether a row is in a shard at all."""
@@ -78,14 +46,22 @@ def make_plan(
     breaks: Sequence[int],
     rejected: RejectedRows,
     report: Callable[[int], None],
+    workers: int,
 ) -> Plan:
     """Decide over every row of a complete ledger; a pure function of the ledger and the settings.
 
     Arguments: the ledger and its number of parts; the mapping; where shards end; up to which distance pictures are
     near duplicates (data/near.py), 0 for none; rows at which new shards start, in every split; takes the rows that
-    are in no shard; told how many more rows are done.
+    are in no shard; told how many more rows are done; the number of processes that render rows.
     """
-    kept, links, rows = _read(ledger, parts, mapping, distance, rejected, report)
+    jobs = (MapJob(downloads=str(ledger.downloads), part=part, mapping=mapping.model_dump()) for part in range(parts))
+    looks = ledger.downloads / "plan" / ".looks.part"
+    try:
+        with worker_pool(workers) as pool:  # gone before pictures are compared, which takes memory of its own
+            kept, rows = _read(looks, in_order(pool, map_part, jobs, 2 * workers + 1), rejected, report)
+        links = _links(kept, looks, distance)
+    finally:
+        looks.unlink(missing_ok=True)
     keys, names = _joined(kept.keys), _joined(kept.names)
     dealt = _deal(kept, keys, links, mapping, rejected)
     stays = np.flatnonzero(dealt.stays)
@@ -94,7 +70,7 @@ def make_plan(
     groups = names.take(pa.array(dealt.oldest[stays]))
     codes = dealt.codes[stays]
     sizes = np.frombuffer(kept.bytes, np.int64)[stays]
-    digests = np.frombuffer(kept.digests, np.uint8).reshape(-1, _DIGEST_BYTES)[stays]
+    digests = np.frombuffer(kept.digests, np.uint8).reshape(-1, DIGEST_BYTES)[stays]
     splits = {}
     for code in sorted(np.unique(codes).tolist(), key=lambda code: dealt.splits[code]):
         places = np.flatnonzero(codes == code)
@@ -115,30 +91,23 @@ def make_plan(
 
 
 def _read(
-    ledger: Ledger,
-    parts: int,
-    mapping: Mapping,
-    distance: float,
-    rejected: RejectedRows,
-    report: Callable[[int], None],
-) -> tuple[_Kept, Links, int]:
-    """The ledger's rows that make a sample, what they have in common, and the number of all rows."""
-    looks = ledger.downloads / "plan" / ".looks.part"
+    looks: Path, parts: Iterator[Mapped], rejected: RejectedRows, report: Callable[[int], None]
+) -> tuple[Kept, int]:
+    """The ledger's rows that make a sample, and the number of all rows; writes the pictures' likenesses to a file."""
     looks.parent.mkdir(parents=True, exist_ok=True)
-    kept, rows = _Kept(), 0
-    try:
-        with looks.open("wb") as stream:
-            for part in range(parts):
-                records = ledger.read(part)
-                _map_records(records, mapping, kept, stream, rejected)
-                rows += len(records)
-                report(len(records))
-        return kept, _links(kept, looks, distance), rows
-    finally:
-        looks.unlink(missing_ok=True)
+    kept, rows = Kept(), 0
+    with looks.open("wb") as stream:
+        for part in parts:
+            kept.extend(part.kept)
+            stream.write(part.looks)
+            for one in part.rejected:
+                rejected.add(one)
+            rows += part.rows
+            report(part.rows)
+    return kept, rows
 
 
-def _deal(kept: _Kept, keys: pa.Array, links: Links, mapping: Mapping, rejected: RejectedRows) -> _Dealt:
+def _deal(kept: Kept, keys: pa.Array, links: Links, mapping: Mapping, rejected: RejectedRows) -> _Dealt:
     """Set duplicates and leaks aside, and give every row its split."""
     numbers = np.frombuffer(kept.rows, np.int64)
     first = first_places(np.frombuffer(kept.same, np.uint64))
@@ -166,50 +135,7 @@ def _deal(kept: _Kept, keys: pa.Array, links: Links, mapping: Mapping, rejected:
     return _Dealt(stays=stays, oldest=dealt.oldest, codes=dealt.codes, splits=splits, leaks_prevented=prevented)
 
 
-def _map_records(records: list[Record], mapping: Mapping, kept: _Kept, looks: BinaryIO, rejected: RejectedRows) -> None:
-    """Add the rows that make a sample to `kept` and their pictures' likenesses to `looks`; the others are rejected."""
-    keys, names, splits = [], [], []
-    bounds = list(accumulate((mapping.split.fractions or {}).values()))[:-1]
-    for record in records:
-        key = mapping.key_of(record.row, record.values) if record.values else None
-        if key is None or record.status != "ok":
-            rejected.add(
-                Rejected(number=record.row, key=key, stage=record.stage, reason=record.reason, detail=record.detail)
-            )
-            continue
-        stage = "map"
-        try:
-            sample = mapping.sample(record.row, record.values, key, [picture.format for picture in record.pictures])
-            said = sample.to_json()
-            stage = "split"
-            splits.append(mapping.split_of(record.values) if mapping.split.column else "")
-        except (ValueRejected, SampleError) as error:
-            reason, detail = (
-                (error.reason, error.detail) if isinstance(error, ValueRejected) else ("bad-value", str(error))
-            )
-            rejected.add(Rejected(number=record.row, key=key, stage=stage, reason=reason, detail=detail))
-            continue
-        product = mapping.product_of(record.values, key)
-        pictures = "".join(picture.sha256 for picture in record.pictures)
-        for picture in record.pictures:
-            kept.picture_rows.append(len(kept.rows))
-            kept.pictures.append(int(picture.sha256[:16], 16))
-            looks.write(picture.look or _NO_LOOK)
-        kept.rows.append(record.row)
-        kept.bytes.append(sum(picture.bytes for picture in record.pictures) + len(said) + _TAR_BYTES)
-        kept.products.append(_hash(product))
-        kept.same.append(
-            _hash(_TO_JSON.encode([product, pictures, [message["content"] for message in sample.messages]]))
-        )
-        kept.own.append(bisect_right(bounds, share_of(product)))
-        kept.digests += xxhash.xxh3_128_digest(said + pictures.encode())
-        keys.append(key)
-        names.append(product)
-    for column, values in ((kept.keys, keys), (kept.names, names), (kept.splits, splits)):
-        column.append(pa.array(values, pa.large_string()))
-
-
-def _links(kept: _Kept, looks: Path, distance: float) -> Links:
+def _links(kept: Kept, looks: Path, distance: float) -> Links:
     pictures = np.frombuffer(kept.pictures, np.uint64)
     firsts = np.zeros(len(pictures), np.bool_)
     firsts[np.unique(pictures, return_index=True)[1]] = True
@@ -225,20 +151,11 @@ def _rejected(number: int, key: str, reason: str, detail: str) -> Rejected:
     return Rejected(number=number, key=key, stage="split", reason=reason, detail=detail)
 
 
-def _hash(text: str) -> int:
-    return xxhash.xxh3_64_intdigest(text.encode())
-
-
 def _joined(chunks: list[pa.Array]) -> pa.Array:
     """The chunks as one array; they are let go."""
     joined = pa.concat_arrays(chunks or [pa.array([], pa.large_string())])
     chunks.clear()
     return joined
-
-
-def share_of(product: str) -> float:
-    """A number in [0, 1) that a product always has, on any machine and in any catalogue."""
-    return int.from_bytes(hashlib.sha256(product.encode()).digest()[:8], "big") / 2**64
 
 
 def _straddling(oldest: Ints, codes: NDArray[np.integer]) -> int:

@@ -4,13 +4,18 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from multiprocessing.process import parent_process
+from typing import TypeVar
 
 from data.schema import UserError
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
 
 
 class WorkerDied(UserError):
@@ -32,7 +37,7 @@ def worker_pool(workers: int) -> Iterator[Executor]:
         # One thread each: a worker's matrices are small, and there are as many workers as cores for them.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
         # Imported once, by the process that workers are forked from.
-        context.set_forkserver_preload(["data.checking", "data.write"])
+        context.set_forkserver_preload(["data.checking", "data.mapped", "data.write"])
         pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start)
         # Started now and beside what the caller does next, which need not wait for their imports.
         threading.Thread(target=_wake, args=(pool, workers), daemon=True).start()
@@ -45,6 +50,21 @@ def worker_pool(workers: int) -> Iterator[Executor]:
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def in_order(pool: Executor, function: Callable[[Job], Result], jobs: Iterable[Job], ahead: int) -> Iterator[Result]:
+    """The jobs' results in the order of the jobs, of which `ahead` at most are under way."""
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for job in jobs:
+            waiting.append(pool.submit(function, job))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
 
 
 def _wake(pool: Executor, workers: int) -> None:

@@ -9,12 +9,13 @@ import pyarrow as pa
 import pytest
 
 from data.ledger import PART_ROWS, Found, Ledger, Record
+from data.mapped import share_of
 from data.mapping_file import make_mapping
 from data.near import DISTANCE
 from data.plan import Plan, PlanMissing, ShardSize, load_plan, save_plan
 from data.rejecting import RejectedRows
 from data.schema import Rejected
-from data.split import make_plan, share_of, unique_keys
+from data.split import make_plan, unique_keys
 
 FRACTIONS = {"train": 0.8, "test": 0.2}
 
@@ -67,6 +68,7 @@ def plan_of(
             breaks,
             found,
             lambda _: None,
+            0,
         )
         lines = [json.loads(line) for line in found.lines()]
     return plan, [Rejected(number=line.pop("row"), **line) for line in lines]
