@@ -127,9 +127,15 @@ def _index(notes: list[Path], plan: SplitPlan) -> pa.Table:
         if name == "group":
             columns[name] = plan.groups
         else:
-            chunks = [pq.read_table(path, columns=[name])[name].cast(SCHEMA.field(name).type) for path in notes]
-            columns[name] = pa.concat_arrays([chunk for column in chunks for chunk in column.chunks])
+            columns[name] = pa.concat_arrays([chunk for path in notes for chunk in _column(path, name)])
     return pa.table(columns, schema=SCHEMA)
+
+
+def _column(note: Path, name: str) -> list[pa.Array]:
+    """A column of what a shard noted; read as one file, which a data set of one file takes ten times as long for."""
+    with pq.ParquetFile(note) as file:
+        chunks: list[pa.Array] = file.read(columns=[name])[name].cast(SCHEMA.field(name).type).chunks
+        return chunks
 
 
 def _write_index(path: Path, table: pa.Table) -> bool:
