@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,15 @@ def contents(system: Any, folder: str) -> dict[str, bytes]:
     return {name.partition(folder + "/")[2]: system.cat_file(name) for name in system.find(folder)}
 
 
+def killed(command: list[str], root: Path, when: Callable[[], bool]) -> None:
+    """Run a command and kill its whole process group as soon as something is so."""
+    running = subprocess.Popen(command, cwd=root, start_new_session=True, env=os.environ.copy())
+    while running.poll() is None and not when():
+        time.sleep(0.02)
+    os.killpg(running.pid, signal.SIGKILL)
+    assert running.wait() == -signal.SIGKILL
+
+
 def test_s3_in_and_out_killed_and_resumed(store: Any, root: Path, tmp_path: Path) -> None:
     (tmp_path / "mapping.yaml").write_text(MAPPING)
     arguments = ["--preset", str(tmp_path / "mapping.yaml"), "--source", "s3://bucket/in/rows.csv", "--workers", "0",
@@ -71,11 +80,9 @@ def test_s3_in_and_out_killed_and_resumed(store: Any, root: Path, tmp_path: Path
     assert build([*arguments, "--output", str(tmp_path / "near")]) == 0
     far = [*arguments, "--output", "s3://bucket/out", "--work", str(tmp_path / "work")]
     command = [sys.executable, "-m", "data.build", *far]
-    running = subprocess.Popen(command, cwd=root, start_new_session=True, env=os.environ.copy())
-    while running.poll() is None and len(store.find("bucket/out")) < 2:
-        time.sleep(0.1)
-    os.killpg(running.pid, signal.SIGKILL)
-    assert running.wait() == -signal.SIGKILL
+    killed(command, root, lambda: any((tmp_path / "work" / "downloads").glob("*/*/*.png")))  # while it reads
+    assert not store.find("bucket/out")
+    killed(command, root, lambda: len(store.find("bucket/out")) >= 2)  # while it sends
     there = contents(store, "bucket/out")
     assert there
     assert "manifest.json" not in there
