@@ -17,6 +17,7 @@ from pathlib import Path
 from tests.factories.memory import Peak, own_bytes
 
 EPOCH, SHARE, RANKS = 3, 0.93, 8
+SECONDS, MEGABYTES = 5, 500
 
 
 def resume(folder: Path) -> dict[str, float]:
@@ -62,21 +63,29 @@ def main() -> None:
     if options.measure:
         print(json.dumps(resume(options.folder)))
         return
+    from tests.benchmarks.pairs import print_table
     from tests.factories.large_index import large_index
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         if not (folder / "manifest.json").is_file():
             large_index(folder, options.samples)
+        rows = []
         for what in ("caches built", "caches there"):
             found = measure(folder)
-            print(
-                f"{what}: {found['seconds']:.1f} s ({found['cpu_s']:.1f} s of CPU), own memory at most "
-                f"{found['peak_mb']:.0f} MB, then {found['then_mb']:.0f} MB; step {found['step']:,.0f}",
-                flush=True,
+            holds = found["seconds"] < SECONDS and found["peak_mb"] < MEGABYTES
+            rows.append(
+                (
+                    *(what, f"{options.samples:,}", f"{found['step']:,.0f}", f"{found['seconds']:.1f}"),
+                    *(f"{found['cpu_s']:.1f}", f"{found['peak_mb']:.0f}", f"{found['then_mb']:.0f}"),
+                    f"{options.samples / found['seconds']:,.0f}",
+                    "-" if what == "caches built" else "holds" if holds else "falls short",
+                )
             )
-        epochs = EPOCH + 1
-        print(f"{options.samples:,} samples, {epochs} epochs packed when the caches were built")
+            print(rows[-1], flush=True)
+        heads = ("resume", "samples", "step", "seconds", "CPU s", "own MB at most", "then", "samples/s")
+        print_table((*heads, f"asked: {SECONDS} s, {MEGABYTES} MB"), rows)
+        print(f"caches built: lengths of all samples, and the packs of {EPOCH + 1} epochs counted")
 
 
 if __name__ == "__main__":

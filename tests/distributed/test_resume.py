@@ -76,6 +76,8 @@ def test_a_run_goes_on_with_another_number_of_ranks(
     assert f"ranks: 2 -> {ranks}" in ended.stdout
     before, after = bench.lines(reference), bench.lines(name)
     assert [line["step"] for line in after] == list(range(1, 21))
+    assert after[12]["loss"] == pytest.approx(before[12]["loss"], rel=1e-5)
+    assert [line["keys"] for line in after] == [line["keys"] for line in before]
     assert [line["loss"] for line in after[12:]] == pytest.approx([line["loss"] for line in before[12:]], rel=1e-4)
 
 

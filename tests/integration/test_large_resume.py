@@ -24,3 +24,4 @@ def test_a_late_step_of_a_large_plan_is_found_again_in_little_memory(
     assert again["step"] == first["step"] > 0
     assert again["digest"] == first["digest"]
     assert again["peak_mb"] < limit_mb
+    print(f"{samples:,} samples: {again['seconds']:.1f} s ({again['cpu_s']:.1f} s of CPU), {again['peak_mb']:.0f} MB")
