@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,26 +124,61 @@ def validate(values: Any, where: str) -> Config:
         raise ConfigError(explain(error, values, where)) from error
 
 
+def read_layers(path: Path, below: Sequence[Path] = ()) -> list[tuple[str, dict[str, Any]]]:
+    """A configuration file and those that it extends, as (file, values), what is extended first.
+
+    `extends: other.yaml`, beside the sections, names a file relative to the one that says so.
+    Raises ConfigError for a file that is not there, is not YAML, has unknown keys, or extends itself.
+    """
+    if not path.is_file():
+        there = ", ".join(sorted(f"train/configs/{file.name}" for file in DEFAULT.parent.glob("*.yaml")))
+        named = f"{below[-1]}: extends {path}" if below else f"{path}"
+        raise ConfigError(f"{named}: no such configuration file; there are {there}")
+    if path.resolve() in [one.resolve() for one in below]:
+        raise ConfigError(f"{below[-1]}: extends {path}, which extends it again; take one of the two lines out")
+    values = parse_yaml(path.read_text(), str(path)) or {}
+    if not isinstance(values, dict):
+        validate(values, str(path))
+    base = values.pop("extends", None)
+    if base is not None and not isinstance(base, str):
+        raise ConfigError(f"{path}: extends is {base!r}: expected the name of one configuration file")
+    layers = read_layers(path.parent / base, (*below, path)) if base else []
+    validate(merged([*(layer for _, layer in layers), values]), str(path))
+    return [*layers, (str(path), values)]
+
+
+def merged(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Nested sections put over one another; what comes later counts, lists are values."""
+    found: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            both = isinstance(value, Mapping) and isinstance(found.get(key), Mapping)
+            found[key] = merged([found[key], value]) if both else value
+    return found
+
+
 def load(path: str | Path = DEFAULT, overrides: Sequence[str] = (), run: str | None = None) -> Config:
     """Read a configuration file.
 
-    path: a YAML file of sections; keys left out keep their defaults.
+    path: a YAML file of sections, over those of the file it `extends`; keys left out keep their defaults.
     overrides: `section.key=value` each, put on top in their order.
     run: name of the run, over `run.name`; where neither is set it is the file's stem.
     Raises ConfigError, naming file and key, for what is unknown, of a wrong type or out of bounds.
     """
     path = Path(path)
-    if not path.is_file():
-        there = ", ".join(sorted(f"train/configs/{file.name}" for file in DEFAULT.parent.glob("*.yaml")))
-        raise ConfigError(f"{path}: no such configuration file; there are {there}")
-    values = parse_yaml(path.read_text(), str(path)) or {}
-    validate(values, str(path))
+    values = merged(layer for _, layer in read_layers(path))
     for text in overrides:
         where, value = parse_override(text)
         set_value(values, where, value, f"--set {text}")
     named = run or (values.get("run") or {}).get("name") or path.stem
     set_value(values, ["run", "name"], named, "--run")
     return validate(values, f"{path} with --set" if overrides else str(path))
+
+
+def origins(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, str]:
+    """Where each dotted key that somebody set was set last: a file's name, or `--set`."""
+    found = {key: where for where, values in read_layers(Path(path)) for key in flatten(values)}
+    return found | {".".join(parse_override(text)[0]): "--set" for text in overrides}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

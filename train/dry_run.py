@@ -36,6 +36,13 @@ PASSES = 4
 """Times the forward's operations that a step takes: forward, again for its recomputing, twice that backward."""
 
 
+def open_dry(config: Config) -> Plan:
+    """The plan of the training, made by this process alone; raises UserError where it would not start for its data."""
+    folder = find_model(config.model.path, fetch=True)
+    assert folder is not None
+    return open_training(config, folder, read_geometry(folder, config.model.num_crops), Alone(), None)
+
+
 def dry_run(config: Config) -> Iterator[str]:
     """The lines to print, as they become known. Raises UserError where training would not start for its data."""
     folder = find_model(config.model.path, fetch=True)

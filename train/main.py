@@ -1,7 +1,7 @@
 """Fine-tunes Phi-3-vision with DeepSpeed ZeRO.
 
     deepspeed [--hostfile launch/hosts] train/main.py [--config FILE] [--set section.key=value …] [--run NAME]
-        [--dry-run] [--profile 10-12]
+        [--profile 10-12] [--dry-run [--nodes N] [--gpus G] [--gpu-memory 80GiB] [--rate TOKENS]]
 
 torchrun, srun and plain python start it as well (torchrun takes --run for an option of its own: give it
 `--set run.name=NAME`). The same command goes on with a run that was ended before its time.
@@ -24,7 +24,8 @@ import traceback
 from collections.abc import Sequence
 
 from data.schema import UserError
-from train.config import DEFAULT, load
+from train.config import DEFAULT, load, origins
+from train.config_schema import Config
 from train.deepspeed_config import read
 from train.distributed import Place, bring_together, end_at_once, find_place, part
 from train.material import check
@@ -53,13 +54,47 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--run", metavar="NAME", help="name of the run's folder (default: run.name, or the file's name)"
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="print what would be trained, how full and how even; needs no GPU"
+        "--dry-run",
+        action="store_true",
+        help="print settings, memory, what fits, what would be trained and how long; needs no GPU",
+    )
+    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="machines of the dry run (default: 1)")
+    parser.add_argument("--gpus", type=int, default=8, metavar="G", help="GPUs of each of them (default: 8)")
+    parser.add_argument(
+        "--gpu-memory", default="80GiB", metavar="SIZE", help="memory of each GPU, as 80GiB or 24GB (default: 80GiB)"
+    )
+    parser.add_argument(
+        "--rate",
+        type=float,
+        metavar="TOKENS",
+        help="tokens a second, of all ranks together, to count the dry run's hours by (default: this run's, so far)",
     )
     parser.add_argument(
         "--profile", metavar="STEPS", help="write a torch trace of rank 0's steps, 12 or 10-12, into the run's folder"
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     return parser.parse_args(arguments)
+
+
+def say_before(options: argparse.Namespace, config: Config) -> None:
+    """Print what a dry run says; raises UserError, after settings and memory, for material that is not there."""
+    from train.before import before_lines, settings_lines, time_lines
+    from train.dry_run import dry_run, open_dry
+    from train.estimate.report import Machine, parse_memory
+
+    machine = Machine(nodes=options.nodes, gpus=options.gpus, gpu_memory=parse_memory(options.gpu_memory))
+    for line in settings_lines(config, origins(options.config, options.overrides), machine):
+        print(line, flush=True)
+    try:
+        check(config, fetch=True)
+    except UserError:
+        for line in before_lines(config, machine, None):
+            print(line, flush=True)
+        raise
+    plan = open_dry(config)
+    for lines in (before_lines(config, machine, plan), time_lines(config, plan, options.rate), dry_run(config)):
+        for line in lines:
+            print(line, flush=True)
 
 
 def tell(place: Place, error: BaseException) -> None:
@@ -88,14 +123,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = load(options.config, options.overrides, options.run)
         settings = read(config)
-        check(config, fetch=place.local_rank == 0)
         if options.dry_run:
             if place.rank == 0:
-                from train.dry_run import dry_run
-
-                for line in dry_run(config):
-                    print(line, flush=True)
+                say_before(options, config)
             return 0
+        check(config, fetch=place.local_rank == 0)
         world = bring_together(place, os.environ)
     except UserError as error:
         tell(place, error)

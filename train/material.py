@@ -58,7 +58,7 @@ def cached_snapshot(name: str) -> Path | None:
 
 def why_not_from_hub(name: str) -> str | None:
     """Why a model cannot be had from the hub now, asked of it within seconds; None where it can."""
-    import httpx
+    import httpx2
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -66,7 +66,7 @@ def why_not_from_hub(name: str) -> str | None:
         return "HF_HUB_OFFLINE is set"
     try:
         HfApi().model_info(name, timeout=HUB_TIMEOUT_S)
-    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, httpx2.HTTPError, OSError) as error:
         return f"the hub does not give it: {str(error).splitlines()[0]}"
     return None
 

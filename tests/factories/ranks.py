@@ -14,16 +14,23 @@ ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 1200
 
 
-def run_ranks(file: str, *arguments: object, ranks: int = 2) -> list[str]:
-    """Run a file of tests as a program, once for each rank; their outputs. Each must end with exit code 0."""
-    common = os.environ | {
-        "WORLD_SIZE": str(ranks),
-        "LOCAL_WORLD_SIZE": str(ranks),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
-    }
+def run_ranks(file: str, *arguments: object, ranks: int = 2, **environment: str) -> list[str]:
+    """Run a file of tests as a program, once for each rank; their outputs. Each must end with exit code 0.
+
+    environment: more variables for the ranks.
+    """
+    common = (
+        os.environ
+        | environment
+        | {
+            "WORLD_SIZE": str(ranks),
+            "LOCAL_WORLD_SIZE": str(ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+            "DS_ACCELERATOR": "cpu",
+            "OMP_NUM_THREADS": "1",
+        }
+    )
     module = ".".join(Path(file).relative_to(ROOT).with_suffix("").parts)
     processes = [
         subprocess.Popen(

@@ -81,6 +81,30 @@ def test_all_wrong_keys_are_named_at_once(tmp_path: Path) -> None:
     assert "data.shard" in str(caught.value)
 
 
+def test_a_file_extends_another_and_says_where_each_value_is_from(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("optim: {lr: 1e-3, eps: 1e-7}\nstop: {steps: 9}\n")
+    path = write(tmp_path, "extends: base.yaml\noptim: {lr: 2e-3}\n")
+    loaded = load(path, ["stop.steps=7"])
+    assert (loaded.optim.lr, loaded.optim.eps, loaded.stop.steps) == (2e-3, 1e-7, 7)
+    assert config.origins(path, ["stop.steps=7"]) == {
+        "optim.lr": str(path),
+        "optim.eps": str(tmp_path / "base.yaml"),
+        "stop.steps": "--set",
+    }
+
+
+def test_what_is_wrong_with_extending_is_named(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("optim: {lrr: 1e-3}\n")
+    with pytest.raises(ConfigError, match=r"base\.yaml: unknown key 'optim\.lrr'"):
+        load(write(tmp_path, "extends: base.yaml"))
+    with pytest.raises(ConfigError, match=r"mine\.yaml: extends .*none\.yaml: no such configuration file"):
+        load(write(tmp_path, "extends: none.yaml"))
+    with pytest.raises(ConfigError, match=r"mine\.yaml, which extends it again"):
+        load(write(tmp_path, "extends: mine.yaml"))
+    with pytest.raises(ConfigError, match=r"extends is \['a'\]"):
+        load(write(tmp_path, "extends: [a]"))
+
+
 def test_a_wrong_override_is_named(tmp_path: Path) -> None:
     path = write(tmp_path, "")
     with pytest.raises(ConfigError, match=r"section\.key=value"):

@@ -7,20 +7,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import CLIPVisionConfig
 from transformers.models.phi3.configuration_phi3 import Phi3Config
 
-# CLIP ViT-L/14-336, which the published code builds whatever the configuration says.
-CLIP_VIT_LARGE = {
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "projection_dim": 768,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "num_channels": 3,
-    "image_size": 336,
-    "patch_size": 14,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-    "attention_dropout": 0.0,
-}
+from train.model.clip import CLIP_VIT_LARGE
+
 EMBD_LAYER = {
     "embedding_cls": "image",
     "hd_transform_order": "sub_glb",
