@@ -12,9 +12,9 @@ from tests.factories.comparing import ORIGINAL_LENGTH, SAMPLES, gradients
 from tests.factories.small_models import noise, pack, sample, small_folder, small_model
 from tests.factories.small_shards import SmallShards, small_shards
 from tests.unit.test_encode import job, made, maker_of
-from train.loop import Counts
 from train.model import Phi3VProcessor
 from train.pipeline.batch import BadSample, Batch, Encoded, assemble
+from train.step_record import Counts
 
 
 @pytest.fixture(scope="module")
@@ -143,5 +143,5 @@ def test_packs_without_labels_are_counted() -> None:
         assembled(encoded("c", [-100, -100])),
         assembled(),
     ]
-    counts = Counts.of(packs)
+    counts = Counts.of(packs, 0)
     assert (counts.packs, counts.packs_without_labels, counts.label_tokens, counts.samples) == (2, 1, 2, 3)
