@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.distributed.conftest import Bench
+from tests.distributed.conftest import ROOT, Bench
 from train.checkpoint import Manifest, full_tensors
 from train.keeping import found, newest
 
@@ -82,3 +82,25 @@ def test_a_finished_run_says_so_and_is_left_as_it_is(bench: Bench, trained: Call
     assert ended.returncode == 0
     assert "is finished: 20 steps" in ended.stdout
     assert (bench.runs / name / "metrics.jsonl").read_bytes() == before
+
+
+DS_CONFIGS = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
+FIRST = ("zero2", "lora")
+
+
+@pytest.mark.parametrize(
+    ("file", "method"),
+    [
+        pytest.param(file, method, marks=() if (file, method) == FIRST else pytest.mark.soak)
+        for file in DS_CONFIGS
+        for method in ("full", "lora")
+    ],
+)
+def test_every_deepspeed_file_trains_five_steps_on_two_ranks(bench: Bench, file: str, method: str) -> None:
+    name = f"{file}-{method}"
+    ended = bench.train(2, name, f"deepspeed=ds_configs/{file}.json", f"tune.method={method}", "stop.steps=5")
+    assert ended.returncode == 0, ended.stdout
+    assert bench.status(name)["state"] == "finished"
+    losses = [line["loss"] for line in bench.lines(name)]
+    assert len(losses) == 5
+    assert losses[-1] < losses[0]
