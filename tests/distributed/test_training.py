@@ -94,11 +94,14 @@ FIRST = ("zero2", "lora")
         pytest.param(file, method, marks=() if (file, method) == FIRST else pytest.mark.soak)
         for file in DS_CONFIGS
         for method in ("full", "lora")
+        if (file, method) != ("zero3_small", "lora")  # the quickstart's own, for full training
     ],
 )
 def test_every_deepspeed_file_trains_five_steps_on_two_ranks(bench: Bench, file: str, method: str) -> None:
     name = f"{file}-{method}"
-    ended = bench.train(2, name, f"deepspeed=ds_configs/{file}.json", f"tune.method={method}", "stop.steps=5")
+    # A layer that ZeRO-3 gathers as a whole may run once a pass, so the tower takes all crops at once.
+    settings = (f"deepspeed=ds_configs/{file}.json", f"tune.method={method}", "model.crops_per_chunk=64")
+    ended = bench.train(2, name, *settings, "stop.steps=5")
     assert ended.returncode == 0, ended.stdout
     assert bench.status(name)["state"] == "finished"
     losses = [line["loss"] for line in bench.lines(name)]
