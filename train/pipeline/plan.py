@@ -10,6 +10,7 @@ once and kept. NumPy only; workers and tools may import it without torch.
 import hashlib
 import math
 import sys
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from train.pipeline.spec import PlanError, PlanSpec
 
 # Kept from one call to the next: a loader looks ahead by less, and goes through both in order.
 KEPT_WINDOWS = 16
+COUNTED_EPOCHS = 64  # before the first step, where the number of steps is given
 KEPT_BATCHES = 64
 
 
@@ -96,6 +98,8 @@ class Plan:
             shuffle=spec.shuffle,
         )
         self._ends: dict[int, Ints] = {}
+        self._steps = [0]
+        """Of the epochs before each epoch together, as far as they were asked for."""
         self._windows: OrderedDict[tuple[int, int], PackList] = OrderedDict()
         self._batches: OrderedDict[int, GlobalBatch] = OrderedDict()
         self._dealt: tuple[int, int, list[list[Pack]]] = (-1, 0, [])
@@ -155,9 +159,10 @@ class Plan:
 
         Args:
             epochs: so many of them,
-            steps: or fewer, where they hold so many steps.
+            steps: or fewer, where they hold so many steps. Only a small set has more than COUNTED_EPOCHS then: the rest
+                of them is counted by each rank when it comes to them.
         """
-        for epoch in range(epochs):
+        for epoch in range(epochs if steps is None else min(epochs, COUNTED_EPOCHS)):
             self._ends_of(epoch, ranks)
             if steps is not None and self.steps_until(epoch + 1) >= steps:
                 break
@@ -184,17 +189,18 @@ class Plan:
 
     def steps_until(self, epochs: int) -> int:
         """Optimiser steps of the first `epochs` epochs together."""
-        return sum(self.steps_in(epoch) for epoch in range(epochs))
+        while len(self._steps) <= epochs:
+            self._steps.append(self._steps[-1] + self.steps_in(len(self._steps) - 1))
+        return self._steps[epochs]
 
     def locate(self, step: int) -> tuple[int, int]:
         """The epoch in which global step `step` (from 0) lies, and its place therein."""
         if step < 0:
             raise ValueError(f"step is {step}, must not be negative")
-        epoch = 0
-        while step >= self.steps_in(epoch):
-            step -= self.steps_in(epoch)
-            epoch += 1
-        return epoch, step
+        while self._steps[-1] <= step:
+            self.steps_until(len(self._steps))
+        epoch = bisect_right(self._steps, step) - 1
+        return epoch, step - self._steps[epoch]
 
     def _pack(self, number: int, samples: Ints) -> Pack:
         tokens = self.lengths.tokens[samples].astype(np.int64)
