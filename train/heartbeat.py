@@ -181,7 +181,11 @@ class Heart:
                 now = time.monotonic()
                 if self._verdict is None and now - judged > self._beat_s:
                     judged = now
-                    self._verdict = verdict(self._beats, now, self._limit_s, self._limits)
+                    found = verdict(self._beats, now, self._limit_s, self._limits)
+                    if found is not None:
+                        # Before any rank hears it: the first to end breaks the collectives of all others.
+                        self._say(found)
+                    self._verdict = found
 
     def _hear(self, line: socket.socket) -> None:
         with line:
@@ -193,14 +197,16 @@ class Heart:
                 self._beats[beat.rank] = beat
                 line.sendall(json.dumps({"end": self._verdict or ""}).encode() + b"\n")
 
-    def _end(self, reason: str) -> None:
-        """Write the stacks of all threads, say why, and end this process at once."""
-        path = self._folder / f"rank-{self._world.rank:05d}.txt"
-        if self._world.first:
-            print(f"error: {reason}\nstacks of all ranks: {self._folder}", file=sys.stderr, flush=True)
-            self._failed(reason)
+    def _say(self, reason: str) -> None:
+        """Rank 0: say why all end, for good, and write down where it is itself."""
+        print(f"error: {reason}\nstacks of all ranks: {self._folder}", file=sys.stderr, flush=True)
+        self._failed(reason)
+        self._write_stacks(reason)
+
+    def _write_stacks(self, reason: str) -> None:
         print(f"stacks of rank {self._world.rank}:", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+        path = self._folder / f"rank-{self._world.rank:05d}.txt"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("w") as file:
@@ -209,6 +215,13 @@ class Heart:
                 faulthandler.dump_traceback(file=file, all_threads=True)
         except OSError as error:
             print(f"{path}: {error.strerror}", file=sys.stderr, flush=True)
+
+    def _end(self, reason: str) -> None:
+        """Write the stacks of all threads, and end this process at once."""
         if self._world.first:
+            if self._verdict is None:
+                self._say(reason)
             time.sleep(2 * self._beat_s)  # the other ranks hear it at their next beat, from this process
+        else:
+            self._write_stacks(reason)
         os._exit(STALLED)
