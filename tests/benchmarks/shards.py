@@ -103,7 +103,7 @@ def main() -> None:
     """Run the ways in turns and print medians."""
     parser = argparse.ArgumentParser(description="Measure pictures a second from local files to shards.")
     parser.add_argument("--material", type=Path, default=MATERIAL, help="folder with clothing/")
-    parser.add_argument("--times", type=int, default=4, help="how often each photograph is there (default: 4)")
+    parser.add_argument("--times", type=int, default=8, help="how often each photograph is there (default: 8)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each way (default: 3)")
     values = parser.parse_args()
     photographs = sorted((values.material / "clothing" / "images").glob("*/*.jpg"))

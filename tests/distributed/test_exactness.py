@@ -74,6 +74,7 @@ def assert_exact(found: tuple[float, float, float]) -> None:
     assert later < AFTER
 
 
+@pytest.mark.soak
 def test_two_ranks_compute_what_one_does_packed_or_alone_under_zero_2_and_3(folder: Path, tmp_path: Path) -> None:
     ways = [Way(steps=FEW), Way(steps=FEW, stage=2, packed=False), Way(steps=FEW, method="lora", stage=2)]
     one = trained(folder, tmp_path / "1", 1, [*ways, Way(steps=FEW, packed=False)])

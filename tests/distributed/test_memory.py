@@ -154,6 +154,7 @@ def assert_within(case: Case, folder: Path) -> None:
     assert abs(wanted.peak.total / found["peak"] - 1) <= ALLOWED
 
 
+@pytest.mark.soak
 def test_the_computed_peak_is_the_measured_one(tmp_path: Path) -> None:
     assert_within(CASES[0], tmp_path)
 

@@ -61,7 +61,7 @@ def test_a_run_that_was_asked_to_leave_and_then_killed_ends_as_if_nothing_had_be
         assert file.read_bytes() == (bench.runs / name / "checkpoints/step-000020" / file.name).read_bytes()
 
 
-@pytest.mark.parametrize(("kind", "ranks"), [("full", 3), ("zero2", 1)])
+@pytest.mark.parametrize(("kind", "ranks"), [("full", 3), pytest.param("zero2", 1, marks=pytest.mark.soak)])
 def test_a_run_goes_on_with_another_number_of_ranks(
     bench: Bench, trained: Callable[..., str], kind: str, ranks: int
 ) -> None:

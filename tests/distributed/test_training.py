@@ -27,7 +27,7 @@ def assert_same_training(bench: Bench, one: str, other: str) -> None:
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.soak), 3])
 def test_more_ranks_train_the_same_batches_to_the_same_losses(
     bench: Bench, trained: Callable[..., str], ranks: int
 ) -> None:
@@ -85,13 +85,13 @@ def test_a_finished_run_says_so_and_is_left_as_it_is(bench: Bench, trained: Call
 
 
 DS_CONFIGS = sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
-FIRST = ("zero2", "lora")
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("file", "method"),
     [
-        pytest.param(file, method, marks=() if (file, method) == FIRST else pytest.mark.soak)
+        (file, method)
         for file in DS_CONFIGS
         for method in ("full", "lora")
         if (file, method) != ("zero3_small", "lora")  # the quickstart's own, for full training
