@@ -14,6 +14,7 @@ from pathlib import Path
 import xxhash
 
 from data.asking import Visit
+from data.urls import url_hash
 
 FILE_BYTES = 64 << 20  # after which the next file is begun
 _HEADER = struct.Struct("<4s16sQQHB")  # mark, hash of the URL, bytes, hash of them, attempts, length of the verdict
@@ -70,18 +71,20 @@ class Incoming:
 
     def beside(self, url: str) -> str:
         """Where the bytes of a URL are written as they come, if they are too many to be held."""
-        return f"{self.folder}/{_hash(url).hex()}.part"
+        return f"{self.folder}/{url_hash(url).hex()}.part"
 
     def keep(self, url: str, visit: Visit, data: bytes | None) -> Stretch:
         """Keep what has come whole, `data` or what lies at `beside`; returns where it is now."""
         if data is None:
-            path = f"{self.folder}/{_hash(url).hex()}.{visit.attempts}.{visit.robots}"
+            path = f"{self.folder}/{url_hash(url).hex()}.{visit.attempts}.{visit.robots}"
             os.rename(self.beside(url), path)
             return Stretch(path)
         if self._descriptor < 0 or self._end >= FILE_BYTES:
             self._begin()
         robots = visit.robots.encode()
-        header = _HEADER.pack(_MARK, _hash(url), len(data), xxhash.xxh3_64_intdigest(data), visit.attempts, len(robots))
+        header = _HEADER.pack(
+            _MARK, url_hash(url), len(data), xxhash.xxh3_64_intdigest(data), visit.attempts, len(robots)
+        )
         start = self._end + len(header) + len(robots)
         try:
             _write(self._descriptor, b"".join((header, robots, data)))
@@ -94,7 +97,7 @@ class Incoming:
 
     def find(self, url: str, visit: Visit) -> Stretch | None:
         """What an earlier run left whole of a URL, if anything; `visit` is filled in."""
-        left = self._left.pop(_hash(url), None) if self._left else None
+        left = self._left.pop(url_hash(url), None) if self._left else None
         if left is None:
             return None
         visit.attempts, visit.robots = left.attempts, left.robots
@@ -158,7 +161,3 @@ def _write(descriptor: int, data: bytes) -> None:
     left = memoryview(data)
     while left:
         left = left[os.write(descriptor, left) :]
-
-
-def _hash(url: str) -> bytes:
-    return xxhash.xxh3_128_digest(url.encode("utf-8", "surrogatepass"))

@@ -43,7 +43,7 @@ class UrlStore:
 
     def get(self, url: str) -> tuple[Found | Lost, bool] | None:
         """What became of a URL, and whether that was found out by this very run; None if it is not known."""
-        name = _hash(url)
+        name = url_hash(url)
         row = self._waiting.get(name) or self._database.execute(_ASK, (name,)).fetchone()
         if row is None:
             return None
@@ -56,14 +56,15 @@ class UrlStore:
         """Remember what became of a URL, for good with the next `commit` (or soon)."""
         names = _FOUND if isinstance(outcome, Found) else _LOST
         record = json.dumps({name: getattr(outcome, name) for name in names}, default=bytes.hex)
-        self._waiting[_hash(outcome.url)] = (self._run, record)
+        self._waiting[url_hash(outcome.url)] = (self._run, record)
         if len(self._waiting) >= COMMIT_AFTER:
             self.commit()
 
     def remove(self, urls: list[str]) -> None:
         """Forget some URLs."""
         self.commit()
-        self._database.executemany("DELETE FROM urls WHERE hash = ?", [(_hash(url),) for url in urls])
+        self._database.executemany("DELETE FROM urls WHERE hash = ?", [(url_hash(url),) for url in urls])
+        self._database.commit()
 
     def commit(self) -> None:
         """Have what was put outlive the end of this process, however it comes."""
@@ -76,7 +77,6 @@ class UrlStore:
     def close(self) -> None:
         """Close the store, all of it kept."""
         self.commit()
-        self._database.commit()
         self._database.close()
 
 
@@ -92,5 +92,6 @@ def _open(path: Path) -> sqlite3.Connection:
     return database
 
 
-def _hash(url: str) -> bytes:
+def url_hash(url: str) -> bytes:
+    """What a URL is known by, 16 bytes."""
     return xxhash.xxh3_128_digest(url.encode("utf-8", "surrogatepass"))

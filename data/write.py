@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, as_completed, wait
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import count
@@ -23,6 +23,7 @@ from data.schema import Picture, UserError
 from data.shards import ShardWriter, shard_name
 from data.tokens import Tokens
 from data.whole import remove_leftovers, whole_file
+from data.workers import in_order
 
 
 class PictureChanged(UserError):
@@ -91,20 +92,10 @@ def write_shards(
         path.unlink()
         if not any(path.parent.iterdir()):
             path.parent.rmdir()
+    jobs = (_job(out, shard, split_plan, mapping, tokenizer) for shard, split_plan in todo)
     # A few at a time, as a job names every row of its shard.
-    waiting: set[Future[int]] = set()
-    try:
-        for shard, split_plan in todo:
-            if len(waiting) > workers:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in done:
-                    report(future.result())
-            waiting.add(pool.submit(write_shard, _job(out, shard, split_plan, mapping, tokenizer)))
-        for future in as_completed(waiting):
-            report(future.result())
-    finally:
-        for future in waiting:
-            future.cancel()
+    for written in in_order(pool, write_shard, jobs, workers + 1):
+        report(written)
     changed = bool(todo or stale)
     shards: dict[str, list[dict[str, Any]]] = {}
     pictures: dict[str, int] = {}
