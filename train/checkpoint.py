@@ -32,9 +32,9 @@ from data.whole import sync
 if TYPE_CHECKING:
     import torch
 
-FORMAT = 2
-READS = (1, 2)
-"""Format 1 has neither a hash of the manifest nor a probe."""
+FORMAT = 3
+READS = (1, 2, 3)
+"""Format 1 has neither a hash of the manifest nor a probe, 2 nothing of the loss scale."""
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
 CHUNK_BYTES = 8 * 2**20
 
@@ -86,6 +86,8 @@ class Manifest:
     versions: dict[str, str]
     probe: dict[str, Any] | None = None
     """`loss` of the batch of train/probe.py with these weights, and `under` what it was computed."""
+    loss_scale: dict[str, float] | None = None
+    """Of fp16, where it is not fixed: see precision.LossScale."""
     format: int = FORMAT
 
     @classmethod

@@ -30,8 +30,8 @@ class ModelSection(Section):
     """A folder in Hugging Face's form, or a name on its hub."""
     num_crops: Positive | None = None
     """Most crops of a picture; none: as the model's preprocessor_config.json says."""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """What forward and backward compute in; the optimizer keeps fp32 weights in either."""
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """What forward and backward compute in; the optimizer keeps fp32 weights in all. fp16: the loss is scaled."""
     attention: Literal["auto", "flash", "sdpa", "eager"] = "auto"
     checkpoint_decoder: bool = True
     """Recompute the decoder's activations in backward: less memory, about a third more time."""
@@ -145,6 +145,12 @@ class OptimSection(Section):
     """Share of `lr` that cosine and linear end at."""
     max_skipped: NotNegative = 10
     """Steps in a row that may be skipped because loss or gradient is not finite; one more ends the run."""
+    loss_scale: Annotated[float, Field(gt=0)] | None = None
+    """Of fp16: what the loss is multiplied by; none: as much as the gradient allows, found out while training."""
+    loss_scale_power: Annotated[int, Field(ge=0, le=32)] = 16
+    """That search begins at 2 to this power; each gradient that overflows after the first halves it."""
+    loss_scale_window: Positive = 1000
+    """Steps without an overflow after which it doubles."""
 
 
 class StopSection(Section):
@@ -207,3 +213,9 @@ class Config(Section):
     wandb: WandbSection = WandbSection()
     deepspeed: str = "ds_configs/zero3.json"
     """DeepSpeed's own file: ZeRO stage, buckets, offload, communication."""
+
+    @model_validator(mode="after")
+    def check_loss_scale(self) -> "Config":
+        if self.optim.loss_scale is not None and self.model.precision != "fp16":
+            raise ValueError("optim.loss_scale goes with model.precision: fp16; other precisions need none")
+        return self

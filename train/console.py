@@ -54,6 +54,10 @@ def train_line(record: Mapping[str, Any]) -> str:
     """A training step on one line."""
     time = record["time"]
     norm = "  skipped" if record["grad_norm"] is None else f"{record['grad_norm']:9.4f}"
+    scale = ""
+    if "loss_scale" in record:
+        norm = " overflow" if record["overflow"] else norm
+        scale = f"  scale {record['loss_scale']:7g}"
     loss = "      -" if record["loss"] is None else f"{record['loss']:7.4f}"
     used = f"  MFU {time['mfu']:6.1%}" if "mfu" in time else ""
     slowest = ""
@@ -61,7 +65,7 @@ def train_line(record: Mapping[str, Any]) -> str:
         slowest = f"  slowest rank {time['slowest_rank']} (+{time['slowest_behind_s']:.2f} s)"
     return (
         f"step {record['step']:>{len(str(record['steps']))}}/{record['steps']}  loss {loss}  lr {record['lr']:.2e}  "
-        f"norm {norm}  {time['tokens_per_s']:8,.0f} tokens/s  {time['pictures_per_s']:6.1f} pictures/s{used}  "
+        f"norm {norm}{scale}  {time['tokens_per_s']:8,.0f} tokens/s  {time['pictures_per_s']:6.1f} pictures/s{used}  "
         f"{time['step_s']:6.2f} s  data {time['data_wait_s']:5.2f} s  memory {time['memory_gib']:5.2f} GiB{slowest}"
     )
 

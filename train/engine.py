@@ -25,10 +25,11 @@ from train.model.lora import parts_of
 from train.model.weights import CheckpointError as WeightsError
 from train.optim import build_optimizer, set_rates
 from train.pipeline.batch import Batch
+from train.precision import LossScale
 from train.probe import probe_batch
 from train.tuning import loading_options, prepare
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # How far a probe's loss may be off where ranks, versions or machine differ from those of the save, relative.
 PROBE_TOLERANCE = {"fp32": 1e-4}
 PROBE_TOLERANCE_OTHERWISE = 2e-2
@@ -128,6 +129,7 @@ class Engine:
         self.deepspeed.train()
         self.zero = self.deepspeed.optimizer
         self.zero_stage = zero_state.zero_stage(self.zero)
+        self.loss_scale = LossScale(self.zero)
         if self.zero_stage == 2:
             # In fp32 and without clipping DeepSpeed would put a gradient that is not finite into the weights.
             self.zero.check_grad_overflow = True
@@ -194,6 +196,7 @@ class Engine:
         """
         set_rates(self.zero.param_groups, rate)
         self.deepspeed.step()
+        self.loss_scale.end_step()
         if not self.deepspeed.was_step_applied():
             return None
         return float(self.deepspeed.get_global_grad_norm())
@@ -209,6 +212,8 @@ class Engine:
 
     def slices(self) -> Iterable[Slice]:
         """What this rank holds of weights and moments."""
+        if zero_state.adam_step(self.zero) == 0:  # every step so far was skipped
+            zero_state.make_states(self.zero)
         return zero_state.local_slices(self.zero, self.parameters, self.world.rank)
 
     def manifest(self, *, step: int, plan: str, base: dict[str, str], validation: float | None) -> Manifest:
@@ -229,6 +234,7 @@ class Engine:
             validation_loss=validation,
             versions={package.__name__: package.__version__ for package in (torch, deepspeed, transformers)},
             probe={"loss": self.probe(), "under": self.surroundings()},
+            loss_scale=self.loss_scale.state(),
         )
 
     def peak_flops(self) -> float | None:
@@ -293,6 +299,8 @@ class Engine:
                 "is model.path the model this run was started from?"
             )
         zero_state.install(self.zero, self.parameters, reader, self.world.rank)
+        if reader.manifest.loss_scale is not None:
+            self.loss_scale.restore(reader.manifest.loss_scale)
         if reader.manifest.probe is not None:
             self.check_probe(folder, reader.manifest.probe)
         return reader.manifest

@@ -34,7 +34,7 @@ PEAKS = {
 
 
 def peak_flops(name: str, precision: str) -> float | None:
-    """Operations a second of one device, by its name; None where it is not known, or for another type than bf16."""
+    """Operations a second of one device, by its name; None where it is not known, or in fp32."""
     if precision not in ("bf16", "fp16"):
         return None
     return next((peak for part, peak in PEAKS.items() if part in name), None)

@@ -30,6 +30,7 @@ from train.pipeline.plan import Plan
 from train.pipeline.spec import PlanSpec
 from train.pipeline.storage import Storage
 from train.planning import describe_over_long, open_split, open_training, pinned_plan, total_steps
+from train.precision import check_precision
 from train.preemption import Preemption
 from train.reporting import Report
 from train.runs import Earlier, RunError, RunFolder
@@ -180,6 +181,7 @@ def work(config: Config, settings: dict[str, Any], run: RunFolder, world: World,
     console = Console(world.first)
     trace = Trace(profile, run.path / "profile", world)
     world.agree(lambda: check_zero_keys(settings["zero_optimization"], config.deepspeed))
+    world.agree(lambda: check_precision(config.model.precision))
     world.agree(lambda: check_tuning(config, settings["zero_optimization"]["stage"]))
     earlier, start = world.from_first(lambda: open_run(run, config, settings, console))
     run.ours = True

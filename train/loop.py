@@ -1,5 +1,6 @@
 """Training from the first step, or a checkpoint's, to the last: batches in, metrics and checkpoints out."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -173,6 +174,7 @@ class Training:
         losses = self.forward_backward(batches, counts.label_tokens)
         computed = time.perf_counter() - at_work
         rate = learning_rate(self.done, self.total, self.config.optim)
+        scale, may_fall = self.engine.loss_scale.value, self.engine.loss_scale.may_fall
         norm = self.update(rate)
         self.heart.mark(WAITING)
         report = self.loader.latest
@@ -180,8 +182,9 @@ class Training:
         gathered = self.world.gather_floats([*own, *losses])
         self.done += 1
         spent = {name: sum(values[place] for values in gathered) for place, name in enumerate(SECONDS, start=2)}
+        loss = mean_loss([values[len(own) :] for values in gathered], counts.label_tokens)
         outcome = Outcome(
-            loss=mean_loss([values[len(own) :] for values in gathered], counts.label_tokens),
+            loss=loss,
             rate=rate,
             rates={part: rate * scale for part, scale in part_scales(self.config.optim).items()},
             norm=norm,
@@ -193,9 +196,16 @@ class Training:
             spent=spent,
             memory_gib=memory_gib(self.world),
             peak_flops=self.peak_flops,
+            loss_scale=scale,
+            overflow=norm is None and may_fall and math.isfinite(loss),
         )
         self.tell(counts, outcome)
-        if norm is None:
+        if outcome.overflow:
+            self.report.say(
+                f"step {self.done} is skipped: its gradient overflowed at a loss scale of {scale:g}; the next step's "
+                f"is {self.engine.loss_scale.value:g}"
+            )
+        elif norm is None:
             self.checkpoints.settle()  # the run may end here, and names its newest whole one
             self.report.say(f"warning: {self.skips.add(self.done, batches, losses, self.checkpoints.newest)}")
         else:

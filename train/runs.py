@@ -13,7 +13,7 @@ import yaml
 
 from data.schema import UserError
 from data.whole import write_whole
-from train.config import differences, dump, may_change
+from train.config import differences, dump, may_change, merged
 from train.config_schema import Config
 from train.lines import cut_lines
 
@@ -87,7 +87,8 @@ class RunFolder:
         trained = any(self.checkpoints.glob("step-*")) or (self.metrics.is_file() and self.metrics.stat().st_size > 0)
         if not known.is_file() or not trained:
             return Earlier(changed={}, trained=False)
-        old = yaml.safe_load(known.read_text())
+        # A key of which that start knew nothing had what is its default now.
+        old = merged([Config().model_dump(), yaml.safe_load(known.read_text())])
         beside = self.path / "deepspeed.json"
         old["deepspeed.json"] = json.loads(beside.read_text()) if beside.is_file() else {}
         changed = differences(old, config.model_dump() | {"deepspeed.json": dict(deepspeed)})

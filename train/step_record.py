@@ -79,6 +79,10 @@ class Outcome:
     memory_gib: float
     peak_flops: float | None
     """Operations a second of all ranks' devices; None where it is not known."""
+    loss_scale: float | None
+    """What the loss was multiplied by before backward; None where it was not."""
+    overflow: bool
+    """Whether the step was skipped because the gradient overflowed at that scale."""
 
     @property
     def slowest(self) -> int:
@@ -106,6 +110,7 @@ def step_line(step: int, steps: int, epoch: int, counts: Counts, outcome: Outcom
         "lr": outcome.rate,
         **{f"lr_{part}": rate for part, rate in outcome.rates.items()},
         "grad_norm": outcome.norm,
+        **({} if outcome.loss_scale is None else {"loss_scale": outcome.loss_scale, "overflow": outcome.overflow}),
         **{name: getattr(counts, name) for name in Counts.__dataclass_fields__},
         "time": {
             "at": time.time(),

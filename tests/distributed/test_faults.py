@@ -22,6 +22,8 @@ QUICK = (
     "optim.grad_clip=0.0",
 )
 MEASURED = (*QUICK, "data.validation=validation", "evaluate.every_steps=2")
+# Grows at each step from 2 ** 10, until the gradient overflows.
+HALF = (*QUICK, "stop.steps=10", "model.precision=fp16", "optim.loss_scale_power=10", "optim.loss_scale_window=1")
 # One process does them one after the other; the same name twice is the same run, started again.
 CASES: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("skipped", {"kind": "loss", "steps": [4]}, QUICK),
@@ -37,6 +39,11 @@ CASES: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("saving", {"kind": "signal in save", "signal": "SIGUSR1", "saves": [1]}, QUICK),
     ("quiet", {}, MEASURED),
     ("metrics", {}, MEASURED),
+    ("half", {"half": True}, HALF),
+    ("half cut", {"half": True, "kind": "signal in save", "signal": "SIGUSR1", "saves": [3]}, HALF),
+    ("half cut", {"half": True}, HALF),
+    ("half fixed", {"half": True}, (*HALF, "stop.steps=2", "optim.loss_scale=1024.0")),
+    ("no half", {}, HALF),
 ]
 
 
@@ -200,6 +207,55 @@ def test_a_signal_in_a_save_is_answered_once_that_save_is_whole(bench: Bench, ou
     assert status["step"] < 6
     assert steps(bench, "saving")[-1] == status["step"]
     assert 2 in steps(bench, "saving")
+
+
+def test_a_gradient_that_overflows_in_fp16_lowers_the_scale_and_is_no_step_that_is_not_finite(
+    bench: Bench, outcomes: dict[str, Outcome]
+) -> None:
+    assert outcomes["half"].code == 0, outcomes["half"].output
+    lines = bench.lines("fault-half")
+    scales = [line["loss_scale"] for line in lines]
+    overflows = [place for place, line in enumerate(lines) if line["overflow"]]
+    assert overflows
+    assert [place for place, line in enumerate(lines) if line["grad_norm"] is None] == overflows
+    assert all(line["loss"] is not None for line in lines)
+    first = overflows[0]
+    assert scales[:first] == [1024.0, 1024.0, *(2.0**power for power in range(11, 9 + first))]
+    assert f"step {first + 1} is skipped: its gradient overflowed at a loss scale of" in outcomes["half"].output
+    assert min(scales[first + 1 :]) < scales[first]
+    assert not (bench.runs / "fault-half/skipped.jsonl").exists()
+    folder = newest(bench.runs / "fault-half")
+    assert folder is not None
+    assert Manifest.load(folder).adam_step == len(lines) - len(overflows)
+
+
+def test_a_run_in_fp16_goes_on_with_its_scale_to_the_bit(bench: Bench, outcomes: dict[str, Outcome]) -> None:
+    assert "saved" in outcomes["half cut"].output
+    assert bench.status("fault-half-cut")["state"] == "finished", outcomes["half cut again"].output
+    assert "going on from" in outcomes["half cut again"].output
+    assert list(map(numbers, bench.lines("fault-half-cut"))) == list(map(numbers, bench.lines("fault-half")))
+    for file in (bench.runs / "fault-half/checkpoints/step-000010").glob("*.safetensors"):
+        assert file.read_bytes() == (bench.runs / "fault-half-cut/checkpoints/step-000010" / file.name).read_bytes()
+
+
+def test_a_step_after_which_the_scale_grows_takes_the_whole_gradient(
+    bench: Bench, outcomes: dict[str, Outcome]
+) -> None:
+    assert outcomes["half fixed"].code == 0, outcomes["half fixed"].output
+    fixed, growing = bench.lines("fault-half-fixed"), bench.lines("fault-half")
+    assert [line["loss_scale"] for line in fixed] == [1024.0] * 2
+    assert [line["loss_scale"] for line in growing[:3]] == [1024.0, 1024.0, 2048.0]
+    assert [line["grad_norm"] for line in fixed] == [line["grad_norm"] for line in growing[:2]]
+    for file in (bench.runs / "fault-half-fixed/checkpoints/step-000002").glob("*.safetensors"):
+        assert file.read_bytes() == (bench.runs / "fault-half/checkpoints/step-000002" / file.name).read_bytes()
+
+
+def test_fp16_where_it_cannot_be_had_is_refused_before_anything_is_loaded(
+    bench: Bench, outcomes: dict[str, Outcome]
+) -> None:
+    assert outcomes["no half"].code == 2
+    assert "model.precision: fp16 is not computed on this machine's cpu" in outcomes["no half"].output
+    assert not (bench.runs / "fault-no-half").exists()
 
 
 def test_files_that_cannot_be_written_end_no_training_and_are_named(bench: Bench, outcomes: dict[str, Outcome]) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from deepspeed.accelerator import get_accelerator
 
 from train import keeping, main, saving
 from train.engine import Engine
@@ -29,6 +30,7 @@ PLACES = {
     "measure_pack": Engine.measure_pack,
     "next_batches": Training.next_batches,
     "write_slices": saving.write_slices,
+    "is_fp16_supported": get_accelerator().is_fp16_supported,
 }
 NAMES = {signal.SIGTERM.name: signal.SIGTERM, signal.SIGUSR1.name: signal.SIGUSR1}
 
@@ -36,8 +38,10 @@ NAMES = {signal.SIGTERM.name: signal.SIGTERM, signal.SIGUSR1.name: signal.SIGUSR
 def put(fault: dict[str, Any]) -> None:
     """Put a fault in, all earlier ones taken out.
 
-    fault: `kind` (below), `steps` (the optimizer steps, from 1, in which it happens; none: always), `rank`.
+    fault: `kind` (below), `steps` (the optimizer steps, from 1, in which it happens; none: always), `rank`; `half`:
+    DeepSpeed takes the CPU for one that computes fp16, which torch does on any.
     """
+    get_accelerator().is_fp16_supported = (lambda: True) if fault.get("half") else PLACES["is_fp16_supported"]
     Engine.train_pack = PLACES["train_pack"]  # type: ignore[method-assign,assignment]
     Engine.measure_pack = PLACES["measure_pack"]  # type: ignore[method-assign,assignment]
     Training.next_batches = PLACES["next_batches"]  # type: ignore[method-assign,assignment]

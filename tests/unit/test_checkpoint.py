@@ -95,7 +95,7 @@ def test_a_checkpoint_of_another_format_is_not_read(tmp_path: Path) -> None:
     folder = write(tmp_path, 1)
     path = folder / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 7}))
-    with pytest.raises(CheckpointError, match="format 7, this version reads 1 to 2"):
+    with pytest.raises(CheckpointError, match="format 7, this version reads 1 to 3"):
         Manifest.load(folder)
 
 

@@ -62,6 +62,7 @@ def test_numbers_in_scientific_notation_need_no_point(tmp_path: Path) -> None:
             "model: {checkpoint_offload: true, checkpoint_decoder: false, checkpoint_vision: false}",
             ["model.checkpoint_offload"],
         ),
+        ("optim: {loss_scale: 8.0}", ["optim.loss_scale goes with model.precision: fp16"]),
         ("run: {name: ../elsewhere}", ["run.name"]),
         ("optim: {lr: 1.0", ["mine.yaml:1", "not YAML"]),
         ("just text", ["expected sections"]),
@@ -155,6 +156,16 @@ def test_a_deepspeed_file_that_cannot_be_used_is_named(tmp_path: Path, values: d
         deepspeed_config.read(validate({"deepspeed": str(path)}, "test"))
     for word in words:
         assert word in str(caught.value)
+
+
+def test_fp16_and_its_scale_are_told_to_deepspeed_by_the_settings() -> None:
+    values = {"model": {"precision": "fp16"}, "optim": {"loss_scale_power": 12, "loss_scale_window": 50}}
+    composed = deepspeed_config.compose(validate(values, "test"), {}, world=2)
+    found = {"enabled": True, "loss_scale": 0, "initial_scale_power": 12, "loss_scale_window": 50}
+    assert composed["fp16"] == found
+    assert composed["bf16"] == {"enabled": False}
+    values["optim"]["loss_scale"] = 512.0
+    assert deepspeed_config.compose(validate(values, "test"), {}, world=2)["fp16"]["loss_scale"] == 512.0
 
 
 def test_auto_counts_as_not_named(tmp_path: Path) -> None:

@@ -44,6 +44,13 @@ def test_equal_settings_go_on_and_a_changed_stop_is_told(tmp_path: Path) -> None
     assert earlier.changed == {"stop.steps": (10, 20), "logging.every_steps": (1, 5)}
 
 
+def test_a_setting_that_is_newer_than_the_run_counts_as_left_at_its_default(tmp_path: Path) -> None:
+    run = begun(tmp_path, config(stop={"steps": 10}))
+    known = run.path / "config.yaml"
+    known.write_text("".join(line for line in known.read_text().splitlines(True) if "max_skipped" not in line))
+    assert run.compare(config(stop={"steps": 10}), ZERO).changed == {}
+
+
 def test_other_settings_are_refused_with_old_and_new(tmp_path: Path) -> None:
     run = begun(tmp_path, config(stop={"steps": 10}))
     with pytest.raises(RunError) as caught:
