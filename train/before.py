@@ -16,7 +16,7 @@ from train.estimate.setup import Setup
 from train.estimate.sizes import PUBLISHED, ModelSizes
 from train.material import find_model
 from train.pipeline.plan import Plan
-from train.planning import total_steps
+from train.stopping import earlier_rules, last_step
 
 NAMES = ("microsoft/Phi-3-vision-128k-instruct", "microsoft/Phi-3.5-vision-instruct")
 USUAL_CROPS = 16
@@ -74,10 +74,12 @@ def measured_rate(run: Path) -> float | None:
 
 def time_lines(config: Config, plan: Plan, rate: float | None) -> Iterator[str]:
     """Steps, tokens and, by a rate, hours. rate: tokens a second of all ranks; None for what the run measured."""
-    total = total_steps(plan, config.stop.epochs, config.stop.steps)
+    end = last_step(plan, config.stop)
+    rules = earlier_rules(config.stop)
     figures = plan.figures()
-    tokens = int(figures.tokens / figures.steps * total)
-    yield f"the run: {total:,} steps, about {tokens:,} tokens"
+    tokens = int(figures.tokens / figures.steps * end.steps)
+    early = f"; may end before by {rules}" if rules else ""
+    yield f"the run: {end.steps:,} steps ({end.rule}), about {tokens:,} tokens{early}"
     run = Path(config.run.folder) / str(config.run.name)
     found = rate or measured_rate(run)
     if not found:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 FORMAT = 3
 READS = (1, 2, 3)
-"""Format 1 has neither a hash of the manifest nor a probe, 2 nothing of the loss scale."""
+"""Format 1 has neither a hash of the manifest nor a probe, 2 neither loss scale nor stopping."""
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
 CHUNK_BYTES = 8 * 2**20
 
@@ -88,6 +88,8 @@ class Manifest:
     """`loss` of the batch of train/probe.py with these weights, and `under` what it was computed."""
     loss_scale: dict[str, float] | None = None
     """Of fp16, where it is not fixed: see precision.LossScale."""
+    stopping: dict[str, float | None] | None = None
+    """What has been counted towards the run's end: see stopping.Stopping."""
     format: int = FORMAT
 
     @classmethod

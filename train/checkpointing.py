@@ -4,7 +4,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +45,16 @@ class Checkpoints:
     def __post_init__(self) -> None:
         self.begun = step_of(self.newest) if self.newest else -1
 
-    def save(self, step: int, measured: float | None) -> None:
+    def save(self, step: int, measured: float | None, stopping: dict[str, float | None]) -> None:
         """Begin a checkpoint of the weights as they are; written in the background, it counts some steps later.
 
-        measured: validation loss of these weights.
+        measured: validation loss of these weights. stopping: what is counted towards the run's end.
         """
         start = time.perf_counter()
         self.settle()
         try:
             manifest = self.engine.manifest(step=step, plan=self.plan, base=self.base, validation=measured)
+            manifest = replace(manifest, stopping=stopping)
             self.saver.begin(manifest, self.engine.slices(), self.engine.checkpoint_bytes())
             self.begun, self.missing = step, ""
         except SaveError as error:

@@ -158,11 +158,20 @@ class StopSection(Section):
     """Passes over the training split; part of one is allowed."""
     steps: Positive | None = None
     """Optimizer steps; with `epochs` too, whichever comes first."""
+    tokens: Positive | None = None
+    """Tokens of the packs, pictures' included; ends with the step that reaches them, or before as above."""
+    hours: Annotated[float, Field(gt=0)] | None = None
+    """Hours of steps, evaluations and saves, over all starts; ends a run before its schedule does."""
+    patience: Positive | None = None
+    """Evaluations in a row without a lower validation loss; ends a run before its schedule does."""
 
     @model_validator(mode="after")
     def check_some(self) -> "StopSection":
-        if self.epochs is None and self.steps is None:
-            raise ValueError("set stop.epochs or stop.steps")
+        if self.epochs is None and self.steps is None and self.tokens is None:
+            raise ValueError(
+                "set stop.epochs, stop.steps or stop.tokens: the schedule of the rate leads there; stop.hours and "
+                "stop.patience may end a run before"
+            )
         return self
 
 
@@ -213,6 +222,12 @@ class Config(Section):
     wandb: WandbSection = WandbSection()
     deepspeed: str = "ds_configs/zero3.json"
     """DeepSpeed's own file: ZeRO stage, buckets, offload, communication."""
+
+    @model_validator(mode="after")
+    def check_patience(self) -> "Config":
+        if self.stop.patience is not None and self.evaluate.every_steps == 0:
+            raise ValueError("stop.patience counts evaluations, and evaluate.every_steps: 0 makes none before the end")
+        return self
 
     @model_validator(mode="after")
     def check_loss_scale(self) -> "Config":

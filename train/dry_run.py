@@ -21,7 +21,8 @@ from train.pipeline.encode import EncoderSettings, Job, PackMaker
 from train.pipeline.plan import Plan
 from train.pipeline.rate import loader_rate
 from train.pipeline.sharing import Alone
-from train.planning import open_training, total_steps
+from train.planning import open_training
+from train.stopping import last_step
 
 GIB = 2**30
 CROPS = (1, 4, 9, 16)
@@ -73,10 +74,10 @@ def best_fill(plan: Plan, packs: int) -> float:
 def plan_lines(plan: Plan, config: Config) -> Iterator[str]:
     """Steps, packs, fill."""
     spec, figures = plan.spec, plan.figures()
-    total = total_steps(plan, config.stop.epochs, config.stop.steps)
+    end = last_step(plan, config.stop)
     yield (
         f"an epoch: {figures.samples:,} samples in {figures.packs:,} packs of {spec.pack_length:,} tokens, "
-        f"{figures.steps:,} steps of {spec.global_batch_packs} packs; the run: {total:,} steps"
+        f"{figures.steps:,} steps of {spec.global_batch_packs} packs; the run: {end.steps:,} steps ({end.rule})"
     )
     yield f"fill {figures.fill:.2%}; the most that these lengths allow: {best_fill(plan, figures.packs):.2%}"
     if figures.over_long or figures.cut_down:

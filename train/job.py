@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data.whole import write_whole
-from train.checkpoint import CheckpointError, fingerprint_model
+from train.checkpoint import CheckpointError, Manifest, fingerprint_model
 from train.checkpointing import Checkpoints
 from train.config import ConfigError
 from train.config_schema import Config
@@ -29,12 +29,13 @@ from train.pipeline.opening import differing, record_of
 from train.pipeline.plan import Plan
 from train.pipeline.spec import PlanSpec
 from train.pipeline.storage import Storage
-from train.planning import describe_over_long, open_split, open_training, pinned_plan, total_steps
+from train.planning import describe_over_long, open_split, open_training, pinned_plan
 from train.precision import check_precision
 from train.preemption import Preemption
 from train.reporting import Report
-from train.runs import Earlier, RunError, RunFolder
+from train.runs import Earlier, RunError, RunFolder, step_of
 from train.saving import Saver
+from train.stopping import End, Stopping, earlier_rules, last_step
 from train.tracing import Trace
 from train.tracking import Tracker
 from train.tuning import check_tuning
@@ -95,7 +96,7 @@ def open_run(
     return earlier, start
 
 
-def describe(engine: Engine, plan: Plan, config: Config, world: World, total: int) -> str:
+def describe(engine: Engine, plan: Plan, config: Config, world: World, end: End) -> str:
     """What is about to be trained, on what, how long."""
     sizes = part_sizes(engine.deepspeed.module)
     parts = ", ".join(f"{part} {size.trained:,} of {size.total:,}" for part, size in sizes.items())
@@ -104,6 +105,7 @@ def describe(engine: Engine, plan: Plan, config: Config, world: World, total: in
     where = f"{world.size} rank{'s' if world.size > 1 else ''} on {world.device.type}"
     adapted = adapted_layers(engine.deepspeed.module)
     adapters = f"adapters: {', '.join(f'{part} {layers} layers' for part, layers in adapted.items())}\n"
+    early = f"; may end before by {rules}" if (rules := earlier_rules(config.stop)) else ""
     rates = "".join(f"; {part} {rate:g}" for part, rate in config.optim.lr_by_part.items())
     return (
         f"training {trained:,} parameters ({config.tune.method}): {parts}\n"
@@ -112,7 +114,8 @@ def describe(engine: Engine, plan: Plan, config: Config, world: World, total: in
         f"{where}, {config.model.precision}, attention {engine.attention}, ZeRO-{engine.zero_stage}\n"
         f"an epoch: {figures.samples:,} samples ({figures.over_long:,} too long, {figures.cut_down:,} in "
         f"fewer crops) in {figures.packs:,} packs of "
-        f"{config.data.pack_length:,} tokens, {figures.fill:.1%} full, {figures.steps:,} steps; the run: {total:,}"
+        f"{config.data.pack_length:,} tokens, {figures.fill:.1%} full, {figures.steps:,} steps\n"
+        f"the run: {end.steps:,} steps ({end.rule}){early}"
     )
 
 
@@ -165,10 +168,10 @@ def resume(
     return manifest.step
 
 
-def owes_validation(run: RunFolder, config: Config, done: int, total: int) -> bool:
-    """Whether the validation loss after step `done` was due and is not in the metrics."""
+def owes_validation(run: RunFolder, config: Config, done: int, last: bool) -> bool:
+    """Whether the validation loss after step `done` was due, as after the last one, and is not in the metrics."""
     every = config.evaluate.every_steps
-    due = done > 0 and (done == total or (every > 0 and done % every == 0))
+    due = done > 0 and (last or (every > 0 and done % every == 0))
     return due and not run.has_line(done, "validation")
 
 
@@ -194,9 +197,20 @@ def work(config: Config, settings: dict[str, Any], run: RunFolder, world: World,
     pinned = world.from_first(lambda: pinned_plan(run.path, start))
     plan = open_training(config, folder, geometry, world, pinned)
     validation = open_validation(config, folder, geometry, world)
-    total = total_steps(plan, config.stop.epochs, config.stop.steps)
-    if world.from_first(lambda: run.is_finished(start, total)):
-        console.say(f"{run.path} is finished: {total:,} steps, {start}; raise stop.steps or stop.epochs to go on")
+    if config.stop.patience is not None and validation is None:
+        raise ConfigError(
+            f"stop.patience: the shards have no split '{config.data.validation}' to measure a loss on; set "
+            "data.validation, or take stop.patience out"
+        )
+    end = world.from_first(lambda: last_step(plan, config.stop))
+    total = end.steps
+    stopping = Stopping(config.stop, world.from_first(lambda: Manifest.load(start).stopping if start else None))
+    early = stopping.reason()
+    if world.from_first(lambda: run.is_finished(start, total, early)):
+        console.say(
+            f"{run.path} is finished: {step_of(start):,} steps ({early or end.rule}), {start}; raise what is set under "
+            "stop to go on"
+        )
         return
     world.from_first(lambda: begin(run, config, settings, plan, folder / "tokenizer.json", total, start))
     base = {"path": config.model.path, "fingerprint": world.from_first(lambda: fingerprint_model(folder))}
@@ -204,7 +218,7 @@ def work(config: Config, settings: dict[str, Any], run: RunFolder, world: World,
     engine = Engine(load_model(config, folder, composed, world), config, composed, world)
     done = resume(engine, plan, pinned, start, base, earlier, console) if start else 0
     world.from_first(lambda: run.cut_metrics(done))
-    console.say(describe(engine, plan, config, world, total))
+    console.say(describe(engine, plan, config, world, end))
     tracker = Tracker(config.wandb, run.path, str(config.run.name), config.model_dump()) if world.first else None
     record = DataRecord(run.path, world, max_bad=config.data.max_bad, step=done)
     preemption = Preemption()
@@ -223,6 +237,8 @@ def work(config: Config, settings: dict[str, Any], run: RunFolder, world: World,
         newest=start,
         best=json.loads((run.path / "best.json").read_text()) if (run.path / "best.json").is_file() else {},
     )
+    last = done >= total or early is not None
+    last = done >= total or early is not None
     skips = Skips(run.path, world, most=config.optim.max_skipped, step=done)
     with Loader(
         plan,
@@ -255,11 +271,12 @@ def work(config: Config, settings: dict[str, Any], run: RunFolder, world: World,
             peak_flops=engine.peak_flops(),
             checkpoints=checkpoints,
             done=done,
-            total=total,
-            owes_validation=world.from_first(lambda: bool(validation) and owes_validation(run, config, done, total)),
+            end=end,
+            stopping=stopping,
+            owes_validation=world.from_first(lambda: bool(validation) and owes_validation(run, config, done, last)),
         )
         state = training.go()
     if tracker is not None:
         tracker.finish()
     if state == "finished":
-        console.say(f"finished: {total:,} steps; {checkpoints.newest}")
+        console.say(f"finished: {training.done:,} steps ({stopping.reason() or end.rule}); {checkpoints.newest}")

@@ -28,6 +28,7 @@ from train.preemption import Preemption
 from train.reporting import Report
 from train.runs import State
 from train.step_record import Counts, Outcome, memory_gib, step_line
+from train.stopping import End, Stopping
 from train.tracing import Trace
 from train.validation import Validation
 from train.waiting import Waiting
@@ -59,43 +60,52 @@ class Training:
     checkpoints: Checkpoints
     done: int
     """Optimizer steps done."""
-    total: int
+    end: End
+    stopping: Stopping
     owes_validation: bool
     """Whether the step that is gone on from should have been measured and was not."""
     measured: float | None = None
     """Validation loss of the weights as they are, where it was measured and is finite."""
+    begun: float = 0.0
+    """When `go` was called."""
 
     def go(self) -> State:
         """Train to the end, or until asked to leave; returns finished or preempted."""
+        self.begun = time.perf_counter()
         self.preemption.listen()
         self.heart.start()
         self.checkpoints.changed = lambda reason: self.set_status("running", reason)
         self.set_status("running")
-        self.console.start_bar(self.done, self.total)
+        self.console.start_bar(self.done, self.end.steps)
         try:
             # Asked to leave while it measured, a run has a checkpoint of that step and no measurement.
             if self.owes_validation and not self.measure():
                 return self.leave()
-            while self.done < self.total:
+            while not self.ending:
                 if not self.train_step():
                     return self.leave()
                 self.measured = None
                 if self.validation and self.due(self.config.evaluate.every_steps) and not self.measure():
                     return self.leave()
                 if self.due(self.config.checkpoint.every_steps):
-                    self.checkpoints.save(self.done, self.measured)
+                    self.checkpoints.save(self.done, self.measured, self.stopping.state())
             self.checkpoints.settle()
             self.checkpoints.insist()
         finally:
             self.heart.stop()
             self.console.stop_bar()
             self.report.close()
-        self.set_status("finished")
+        self.set_status("finished", self.stopping.reason() or self.end.rule)
         return "finished"
+
+    @property
+    def ending(self) -> bool:
+        """Whether the step that is done is the last."""
+        return self.done >= self.end.steps or self.stopping.reason() is not None
 
     def due(self, every: int) -> bool:
         """Whether what happens every so many steps, and at the end, happens now."""
-        return self.done == self.total or (every > 0 and self.done % every == 0)
+        return self.ending or (every > 0 and self.done % every == 0)
 
     def next_batches(self) -> tuple[list[Batch], Exception | None]:
         """This rank's share of the next global batch, or why it cannot be had."""
@@ -173,15 +183,16 @@ class Training:
         at_work = time.perf_counter()
         losses = self.forward_backward(batches, counts.label_tokens)
         computed = time.perf_counter() - at_work
-        rate = learning_rate(self.done, self.total, self.config.optim)
+        rate = learning_rate(self.done, self.end.steps, self.config.optim)
         scale, may_fall = self.engine.loss_scale.value, self.engine.loss_scale.may_fall
         norm = self.update(rate)
         self.heart.mark(WAITING)
         report = self.loader.latest
-        own = [report.waited_s, computed, *(report.seconds[name] for name in SECONDS)]
+        own = [report.waited_s, computed, time.perf_counter() - self.begun, *(report.seconds[name] for name in SECONDS)]
         gathered = self.world.gather_floats([*own, *losses])
         self.done += 1
-        spent = {name: sum(values[place] for values in gathered) for place, name in enumerate(SECONDS, start=2)}
+        spent = {name: sum(values[place] for values in gathered) for place, name in enumerate(SECONDS, start=3)}
+        self.stopping.trained(gathered[0][2])
         loss = mean_loss([values[len(own) :] for values in gathered], counts.label_tokens)
         outcome = Outcome(
             loss=loss,
@@ -214,14 +225,14 @@ class Training:
 
     def tell(self, counts: Counts, outcome: Outcome) -> None:
         """A step's line in the metrics, on the console, and what is to be said about it."""
-        record = step_line(self.done, self.total, self.plan.locate(self.done - 1)[0], counts, outcome)
+        record = step_line(self.done, self.end.steps, self.plan.locate(self.done - 1)[0], counts, outcome)
         if self.mixture is not None:
             record |= {"keys": step_digest(self.plan, self.done - 1)} | self.mixture.add(self.done - 1)
         self.report.line(record)
         warning = self.waiting.add(outcome.seconds, outcome.waited, outcome.spent)
         if warning:
             self.report.say(warning)
-        if self.done % self.config.logging.every_steps == 0 or self.done == self.total:
+        if self.done % self.config.logging.every_steps == 0 or self.ending:
             self.report.say(train_line(record))
         traced = self.trace.after(self.done)
         if traced:
@@ -240,6 +251,7 @@ class Training:
         self.report.line(record)
         self.report.say(validation_line(record))
         self.measured = found["loss"]
+        self.stopping.measured(self.measured)
         return True
 
     def leave(self) -> State:
@@ -247,7 +259,7 @@ class Training:
         signals = [name for name in self.world.gather_objects(self.preemption.asked) if name]
         reason = f"{signals[0] if signals else 'a signal'} after step {self.done}"
         if self.done > self.checkpoints.begun:
-            self.checkpoints.save(self.done, None)
+            self.checkpoints.save(self.done, None, self.stopping.state())
         self.checkpoints.settle()
         self.checkpoints.insist()
         self.set_status("preempted", reason)
@@ -256,4 +268,6 @@ class Training:
 
     def set_status(self, state: State, reason: str = "") -> None:
         """Write status.json, on rank 0."""
-        self.report.status(state, step=self.done, steps=self.total, checkpoint=self.checkpoints.newest, reason=reason)
+        self.report.status(
+            state, step=self.done, steps=self.end.steps, checkpoint=self.checkpoints.newest, reason=reason
+        )

@@ -24,8 +24,12 @@ def open_training(config: Config, model: Path, geometry: Geometry, ranks: Ranks,
     folders = ranks.agree(lambda: shard_folders(config, config.data.train))
     shards = [source.shards for source in pinned.sources] if pinned else None
     plan = open_split(config, folders, config.data.train, model, geometry, ranks, shuffle=True, pinned=shards)
-    epochs = math.ceil(config.stop.epochs) if config.stop.epochs is not None else sys.maxsize
-    plan.prepare(ranks, epochs=epochs, steps=config.stop.steps)
+    stop = config.stop
+    epochs, steps = math.ceil(stop.epochs) if stop.epochs is not None else sys.maxsize, stop.steps
+    if stop.tokens is not None:
+        an_epoch = max(1, int(plan.lengths.tokens @ plan.times_trained().astype(np.int64)))
+        epochs, steps = min(epochs, -(-stop.tokens // an_epoch) + 1), steps or sys.maxsize
+    plan.prepare(ranks, epochs=epochs, steps=steps)
     return plan
 
 
@@ -82,13 +86,3 @@ def describe_over_long(plan: Plan) -> bytes:
         }
         lines.append(json.dumps(line) + "\n")
     return "".join(lines).encode()
-
-
-def total_steps(plan: Plan, epochs: float | None, steps: int | None) -> int:
-    """Optimizer steps of a run that stops after so many epochs or steps, whichever comes first."""
-    limits = [] if steps is None else [steps]
-    if epochs is not None:
-        whole = math.floor(epochs)
-        part = math.ceil((epochs - whole) * plan.steps_in(whole)) if epochs > whole else 0
-        limits.append(plan.steps_until(whole) + part)
-    return min(limits)

@@ -132,9 +132,14 @@ class RunFolder:
         }
         write_whole(self.path / "status.json", (json.dumps(values) + "\n").encode())
 
-    def is_finished(self, checkpoint: Path | None, steps: int) -> bool:
-        """Whether the run was trained to its end, which was not moved since, and its last checkpoint is whole."""
-        return self.status().get("state") == "finished" and step_of(checkpoint) >= steps
+    def is_finished(self, checkpoint: Path | None, steps: int, early: str | None = None) -> bool:
+        """Whether the run was trained to its end, which was not moved since, and its last checkpoint is whole.
+
+        early: why it ends at that checkpoint, though it has taken fewer steps.
+        """
+        status = self.status()
+        last = steps if early is None else status.get("step", steps)
+        return status.get("state") == "finished" and step_of(checkpoint) >= last
 
     def set_failed(self, reason: str) -> None:
         """Put `failed` and why into the status, keeping its step and checkpoint; the first of several reasons stays."""

@@ -22,6 +22,8 @@ QUICK = (
     "optim.grad_clip=0.0",
 )
 MEASURED = (*QUICK, "data.validation=validation", "evaluate.every_steps=2")
+# At such a rate no evaluation after the first finds a lower loss.
+IMPATIENT = (*MEASURED, "stop.patience=2", "stop.steps=20", "optim.lr=3.0", "optim.warmup_steps=0")
 # Grows at each step from 2 ** 10, until the gradient overflows.
 HALF = (*QUICK, "stop.steps=10", "model.precision=fp16", "optim.loss_scale_power=10", "optim.loss_scale_window=1")
 # One process does them one after the other; the same name twice is the same run, started again.
@@ -39,6 +41,10 @@ CASES: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("saving", {"kind": "signal in save", "signal": "SIGUSR1", "saves": [1]}, QUICK),
     ("quiet", {}, MEASURED),
     ("metrics", {}, MEASURED),
+    ("impatient", {"kind": "signal in save", "signal": "SIGTERM", "saves": [1]}, IMPATIENT),
+    ("impatient", {}, IMPATIENT),
+    ("impatient done", {}, (*IMPATIENT, "run.name=fault-impatient")),
+    ("late", {}, (*QUICK, "stop.hours=1.0e-9")),
     ("half", {"half": True}, HALF),
     ("half cut", {"half": True, "kind": "signal in save", "signal": "SIGUSR1", "saves": [3]}, HALF),
     ("half cut", {"half": True}, HALF),
@@ -146,7 +152,7 @@ def test_a_disk_without_room_costs_that_checkpoint_alone(bench: Bench, outcomes:
         "step": 6,
         "steps": 6,
         "checkpoint": "checkpoints/step-000006",
-        "reason": "",
+        "reason": "stop.steps = 6",
     }
 
 
@@ -256,6 +262,30 @@ def test_fp16_where_it_cannot_be_had_is_refused_before_anything_is_loaded(
     assert outcomes["no half"].code == 2
     assert "model.precision: fp16 is not computed on this machine's cpu" in outcomes["no half"].output
     assert not (bench.runs / "fault-no-half").exists()
+
+
+def test_a_run_ends_after_so_many_evaluations_without_a_better_loss_and_counts_over_its_starts(
+    bench: Bench, outcomes: dict[str, Outcome]
+) -> None:
+    assert outcomes["impatient"].code == 0, outcomes["impatient"].output
+    assert "stop.steps = 20); may end before by stop.patience = 2" in outcomes["impatient"].output
+    assert "SIGTERM" in outcomes["impatient"].output
+    assert outcomes["impatient again"].code == 0, outcomes["impatient again"].output
+    status = bench.status("fault-impatient")
+    losses = [line["loss"] for line in bench.lines("fault-impatient", "validation")]
+    assert status["step"] == 2 * len(losses) < 20
+    assert min(losses) == losses[-3]
+    assert (status["state"], status["steps"]) == ("finished", 20)
+    assert status["reason"].startswith("stop.patience = 2: 2 evaluations without a lower loss, the least is ")
+    assert steps(bench, "impatient")[-1] == status["step"]
+    assert f"is finished: {status['step']} steps (stop.patience = 2" in outcomes["impatient done"].output
+
+
+def test_a_run_ends_when_its_time_is_up_with_a_checkpoint(bench: Bench, outcomes: dict[str, Outcome]) -> None:
+    assert outcomes["late"].code == 0, outcomes["late"].output
+    status = bench.status("fault-late")
+    assert (status["state"], status["step"], status["checkpoint"]) == ("finished", 1, "checkpoints/step-000001")
+    assert status["reason"].startswith("stop.hours = 1e-09: trained for ")
 
 
 def test_files_that_cannot_be_written_end_no_training_and_are_named(bench: Bench, outcomes: dict[str, Outcome]) -> None:

@@ -50,7 +50,7 @@ def test_the_loss_falls_and_the_run_says_how_it_ended(bench: Bench, trained: Cal
         "step": 20,
         "steps": 20,
         "checkpoint": "checkpoints/step-000020",
-        "reason": "",
+        "reason": "stop.steps = 20",
     }
     best = min(bench.lines(name, "validation"), key=lambda line: line["loss"])
     assert json.loads((bench.runs / name / "best.json").read_text())["step"] == best["step"]

@@ -43,7 +43,7 @@ def test_it_names_owner_and_origin_of_each_value_and_whether_it_fits(
     assert "packs a rank and step = 2   follows from 3 packs, 2 × 24 GiB GPUs" in text
     assert "memory a rank, GiB, on 2 × 24 GiB" in text
     assert "it fits: " in text
-    assert "the run: 20 steps, about " in text
+    assert "the run: 20 steps (stop.steps = 20), about " in text
     assert "hours at 1,000 tokens a second (as stated)" in text
     assert "the first pack, what is learned in [brackets]:" in text
 

@@ -56,7 +56,9 @@ def test_numbers_in_scientific_notation_need_no_point(tmp_path: Path) -> None:
         ("optim: {lr: fast}", ["optim.lr", "'fast'"]),
         ("batch: {global_batch_packs: 0}", ["batch.global_batch_packs", "greater than 0"]),
         ("model: {attention: fast}", ["model.attention", "'flash'"]),
-        ("stop: {epochs: null}", ["stop.epochs or stop.steps"]),
+        ("stop: {epochs: null}", ["stop.epochs, stop.steps or stop.tokens"]),
+        ("stop: {hours: 2.0}", ["stop.hours and stop.patience may end a run before"]),
+        ("stop: {steps: 9, patience: 2}", ["stop.patience", "evaluate.every_steps"]),
         ("tune: {method: lora, freeze: [vision]}", ["tune.freeze"]),
         (
             "model: {checkpoint_offload: true, checkpoint_decoder: false, checkpoint_vision: false}",

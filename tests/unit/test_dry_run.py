@@ -18,7 +18,8 @@ from train.pipeline.opening import record_of
 from train.pipeline.plan import Plan
 from train.pipeline.sharing import Alone
 from train.pipeline.verify import main, step_digest, verify
-from train.planning import describe_over_long, open_training, total_steps
+from train.planning import describe_over_long, open_training
+from train.stopping import last_step
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def test_a_dry_run_says_what_an_epoch_amounts_to_and_shows_the_first_pack(built:
     plan = planned(built, tmp_path)
     text = "\n".join(dry_run(config))
     figures = plan.figures()
-    total = total_steps(plan, 1.5, None)
+    total = last_step(plan, config.stop).steps
     assert total == plan.steps_in(0) + -(-plan.steps_in(1) // 2)
     assert (
         f"60 samples in {figures.packs} packs of 256 tokens, {figures.steps} steps of 4 packs; the run: {total}" in text
