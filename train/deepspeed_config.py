@@ -1,7 +1,8 @@
 """DeepSpeed's configuration: its JSON file (memory and communication) joined with ours (batch, precision, clipping)."""
 
+import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,11 @@ OWNED = {
     "scheduler": "optim.schedule",
     "fp16": "model.precision and optim.loss_scale",
     "bf16": "model.precision",
+    "bfloat16": "model.precision",
+    "data_types.param_dtype": "model.precision",
+    "activation_checkpointing": "model.checkpoint_decoder, model.checkpoint_vision and model.checkpoint_offload",
+    "gradient_allreduce_op": "batch (the gradient is of the mean over a global batch's supervised tokens)",
+    "dataloader_drop_last": "data.last_batch",
     "torch_autocast": "model.precision",
     "zero_allow_untested_optimizer": "optim",
     "zero_force_ds_cpu_optimizer": "optim",
@@ -30,13 +36,13 @@ OWNED = {
 # DeepSpeed trains on without a word when it does not know a top-level key, so they are checked here (0.19.8).
 KNOWN = (
     "zero_optimization",
-    "activation_checkpointing",
     "aio",
     "comms_logger",
     "communication_data_type",
     "csv_monitor",
     "data_types",
     "disable_allgather",
+    "disable_python_gc",
     "dump_state",
     "flops_profiler",
     "gradient_predivide_factor",
@@ -45,7 +51,23 @@ KNOWN = (
     "prescale_gradients",
     "seq_parallel_communication_data_type",
     "tensorboard",
+    "timers",
     "wall_clock_breakdown",
+)
+
+# DeepSpeed's own as well, for what this trainer does otherwise or not at all.
+UNUSED = (
+    "autotuning",
+    "comet",
+    "compile",
+    "data_efficiency",
+    "datastates_ckpt",
+    "expert_parallel",
+    "hybrid_engine",
+    "pipeline",
+    "tensor_parallel",
+    "use_data_before_expert_parallelism",
+    "weight_quantization",
 )
 
 
@@ -67,21 +89,41 @@ def read(config: Config) -> dict[str, Any]:
         there = ", ".join(sorted(f"ds_configs/{file.name}" for file in locate("ds_configs").glob("*.json")))
         raise ConfigError(f"deepspeed: no such file {config.deepspeed}; there are {there}")
     values = parse(path)
-    for key in values:
-        if key in OWNED:
-            raise ConfigError(
-                f"{path}: '{key}' is set there ({json.dumps(values[key])}) and by '{OWNED[key]}' of the YAML; "
-                f"keep the YAML value and take '{key}' out of the JSON (or write \"auto\")"
-            )
-        if key not in KNOWN:
-            near = nearest(key, [*KNOWN, *OWNED])
-            hint = f"did you mean '{near}'?" if near else f"known: {', '.join(KNOWN)}"
-            raise ConfigError(f"{path}: unknown key '{key}', which DeepSpeed would pass over in silence; {hint}")
+    lines = [line for key, value in values.items() for line in key_problems(key, value)]
+    if lines:
+        raise ConfigError("\n".join(f"{path}: {line}" for line in lines))
     stage = (values.get("zero_optimization") or {}).get("stage")
     if stage not in (2, 3):
         raise ConfigError(f"{path}: zero_optimization.stage is {stage!r}; the trainer works with 2 and 3")
     check_zero(path, values["zero_optimization"])
     return values
+
+
+def key_problems(key: str, value: Any) -> Iterator[str]:
+    """What is wrong with a top-level key, whatever else is inside it."""
+    below = {f"{key}.{name}": one for name, one in value.items()} if isinstance(value, Mapping) else {}
+    for name, one in {key: value, **below}.items():
+        if name in OWNED:
+            yield (
+                f"'{name}' is set there ({json.dumps(one)}) and by '{OWNED[name]}' of the YAML; keep the YAML value "
+                f"and take '{name}' out of the JSON (or write \"auto\")"
+            )
+    if key in UNUSED:
+        yield f"'{key}' is not for this trainer, which does that otherwise or not at all; take it out"
+    elif key not in KNOWN and key not in OWNED:
+        near = nearest(key, [*KNOWN, *OWNED])
+        hint = f"did you mean '{near}'?" if near else f"known: {', '.join(KNOWN)}"
+        yield removed_key(key) or f"unknown key '{key}', which DeepSpeed would pass over in silence; {hint}"
+
+
+def removed_key(key: str) -> str | None:
+    """What DeepSpeed says of a top-level key that it had once; None for any other, or where it is not installed."""
+    if importlib.util.find_spec("deepspeed") is None:
+        return None
+    from train.deepspeed_checks import removed
+
+    said = removed(key)
+    return said and f"'{key}' is of an older DeepSpeed: {said}"
 
 
 def parse(path: Path) -> dict[str, Any]:

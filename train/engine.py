@@ -10,12 +10,10 @@ from typing import Any
 import deepspeed
 import torch
 import transformers
-from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-from pydantic import ValidationError
 
 from train import zero_state
 from train.checkpoint import KINDS, CheckpointError, Manifest, Reader, Slice
-from train.config import ConfigError, nearest
+from train.config import ConfigError
 from train.config_schema import Config
 from train.distributed import World
 from train.flops import Arithmetic, peak_flops
@@ -33,22 +31,6 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # How far a probe's loss may be off where ranks, versions or machine differ from those of the save, relative.
 PROBE_TOLERANCE = {"fp32": 1e-4}
 PROBE_TOLERANCE_OTHERWISE = 2e-2
-
-
-def check_zero_keys(settings: Mapping[str, Any], where: str) -> None:
-    """Raise ConfigError for what DeepSpeed would refuse in `zero_optimization`, with the nearest right key."""
-    try:
-        DeepSpeedZeroConfig(**settings)
-    except ValidationError as error:
-        lines = []
-        for found in error.errors():
-            key = ".".join(str(part) for part in found["loc"])
-            near = nearest(key, list(DeepSpeedZeroConfig.model_fields))
-            hint = (
-                f"unknown key; did you mean '{near}'?" if found["type"] == "extra_forbidden" and near else found["msg"]
-            )
-            lines.append(f"{where}: zero_optimization.{key}: {hint}")
-        raise ConfigError("\n".join(lines)) from error
 
 
 def load_model(config: Config, folder: Path, deepspeed_config: dict[str, Any], world: World) -> torch.nn.Module:

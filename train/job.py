@@ -13,9 +13,10 @@ from train.config import ConfigError
 from train.config_schema import Config
 from train.console import Console
 from train.data_record import DataRecord
+from train.deepspeed_checks import check_sections
 from train.deepspeed_config import compose
 from train.distributed import World
-from train.engine import Engine, check_zero_keys, load_model, part_sizes
+from train.engine import Engine, load_model, part_sizes
 from train.faults import Skips
 from train.heartbeat import Heart
 from train.keeping import clear_unfinished, found, newest
@@ -183,7 +184,7 @@ def work(config: Config, settings: dict[str, Any], run: RunFolder, world: World,
     """
     console = Console(world.first)
     trace = Trace(profile, run.path / "profile", world)
-    world.agree(lambda: check_zero_keys(settings["zero_optimization"], config.deepspeed))
+    world.agree(lambda: check_sections(settings, config.deepspeed))
     world.agree(lambda: check_precision(config.model.precision))
     world.agree(lambda: check_tuning(config, settings["zero_optimization"]["stage"]))
     earlier, start = world.from_first(lambda: open_run(run, config, settings, console))

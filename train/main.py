@@ -16,6 +16,7 @@ if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
+import importlib.util
 import os
 import re
 import socket
@@ -82,6 +83,12 @@ def say_before(options: argparse.Namespace, config: Config) -> None:
     from train.dry_run import dry_run, open_dry
     from train.estimate.report import Machine, parse_memory
 
+    if importlib.util.find_spec("deepspeed"):
+        from train.deepspeed_checks import check_sections
+
+        check_sections(read(config), config.deepspeed)
+    else:
+        print(f"DeepSpeed is not installed here: what {config.deepspeed} has inside its sections is not looked at")
     machine = Machine(nodes=options.nodes, gpus=options.gpus, gpu_memory=parse_memory(options.gpu_memory))
     for line in settings_lines(config, origins(options.config, options.overrides), machine):
         print(line, flush=True)

@@ -90,7 +90,7 @@ def measure(training: Training, pairs: int, steps: int, saves: int) -> str:
     training.checkpoints.take_blocked()
     held = []
     for _ in range(saves):
-        training.checkpoints.save(training.done, None)
+        training.checkpoints.save(training.done, None, training.stopping.state())
         held.append(training.checkpoints.take_blocked())
         for _ in range(SAVED_EVERY):
             training.train_step()
