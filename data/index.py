@@ -229,6 +229,11 @@ class Index:
         key: str = self._key[number].as_py()
         return key
 
+    def group(self, number: int) -> str:
+        """The group of one sample."""
+        group: str = self._group[number].as_py()
+        return group
+
     def entry(self, number: int) -> IndexEntry:
         """All about one sample. Raises IndexError for a number that is not 0 … len - 1."""
         if not 0 <= number < len(self):

@@ -84,6 +84,7 @@ class Answerer:
             raise AnswerError("the model's folder has no chat_template, so there is no telling how to ask it")
         self.model = model
         self.processor = processor
+        self.template = template
         self.stops = stop_ids(processor)
         self.max_new_tokens = max_new_tokens
         self.world = world

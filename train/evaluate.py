@@ -1,6 +1,10 @@
-"""Answer a held-out split, score the answers and write the report: `python -m train.evaluate RUN`.
+"""Answer a held-out split, score the answers and write the report.
 
-Writes RUN/evaluation/predictions.jsonl, predictions-shuffled.jsonl, scores.json and RUN/report.html.
+    python -m train.evaluate RUN
+    deepspeed train/evaluate.py RUN                  the same, on many devices
+    python -m train.evaluate --compare RUN OTHER     two runs that were evaluated, score by score
+
+Writes RUN/evaluation/predictions.jsonl, predictions-CONTROL.jsonl, scores.json and RUN/report.html.
 """
 
 import sys
@@ -18,20 +22,24 @@ import time
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from data.images import open_picture
 from data.schema import UserError
 from data.whole import write_whole
-from train.loading import is_run, load_run
+from train.distributed import World
+from train.loading import Loaded, is_run, load_run
 from train.material import shards_folder
-from train.predict import CONTROLS, positive, predict_split, quiet
+from train.predict import gather_ranks, positive, predict_split_into, quiet, run_on_ranks
+from train.questions import CONTROLS
 from train.score.card import SCORES_FILE
-from train.score.facts import Facts, run_facts
-from train.score.fields import Prediction, write_predictions
+from train.score.comparing import columns, compare_runs, comparison_table
+from train.score.facts import Facts, Origin, run_facts
+from train.score.fields import FieldValue, Prediction, each_prediction, read_predictions
 from train.score.report import Report, Shown, render, shown_keys, thumbnail, verdicts
-from train.score.scores import Score, Truth, percent, score_split
+from train.score.scores import Score, Truth, finite, score_split, shown
+from train.score.slices import Slice, slice_scores
 from train.score.split import Split
 from train.score.upload import upload_table
 
@@ -61,48 +69,82 @@ def evaluate(
     split: str | None = None,
     checkpoint: str = "best",
     controls: Sequence[str] = CONTROLS,
+    base: bool = False,
     limit: int | None = None,
     batch_size: int = 64,
     max_new_tokens: int = 96,
-) -> Evaluation:
-    """Predict, score and report; the files are each written whole.
+    world: World | None = None,
+) -> Evaluation | None:
+    """Predict, score and report; the files are each written whole, and predictions go on where they were cut short.
 
     run: folder of a training run. split: None for test, or validation where there is no test split.
-    checkpoint: see loading.choose_checkpoint. controls: what is predicted again with wrong pictures.
-    limit: only the first so many samples.
+    checkpoint: see loading.choose_checkpoint. controls: what is predicted again with wrong pictures or none.
+    base: ask the model that training started from too. limit: only the first so many samples.
+    world: the ranks that predict together; rank 0 scores, the others return None.
     Raises UserError for no run, no whole checkpoint, no such split, or nothing to score.
     """
     if not is_run(run):
         raise EvaluationError(f"{run} is not the folder of a run: it has no config.yaml; runs are under runs/")
-    loaded = load_run(run, checkpoint)
+    world = world or gather_ranks()
+    loaded = load_run(run, checkpoint, device=world.device)
     assert loaded.origin is not None
     config = loaded.origin.config
     opened = Split(shards_folder(config), split)
     asked: dict[str, Any] = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "limit": limit}
     folder = run / "evaluation"
-    predictions = predict_split(loaded, opened, **asked)
-    write_predictions(folder / "predictions.jsonl", predictions)
-    by_control = {}
-    if int((opened.index.picture_counts[: len(predictions)] > 0).sum()) < 2:
+    begun = time.monotonic()
+    predict_split_into(folder / "predictions.jsonl", loaded, opened, world, **asked)
+    seconds = time.monotonic() - begun
+    count = min(len(opened), limit or len(opened))
+    if int((opened.index.picture_counts[:count] > 0).sum()) < 2:
         controls = ()  # no pictures to exchange
     for control in controls:
-        by_control[control] = predict_split(loaded, opened, control=control, **asked)
-        write_predictions(folder / f"predictions-{control}.jsonl", by_control[control])
+        predict_split_into(folder / f"predictions-{control}.jsonl", loaded, opened, world, control=control, **asked)
+    if base:
+        before = _base_of(loaded, world)
+        predict_split_into(folder / "predictions-base.jsonl", before, opened, world, **asked)
+    if not world.first:
+        return None
+    return _score(run, loaded.origin, opened, controls, base, count / seconds)
+
+
+def _base_of(loaded: Loaded, world: World) -> Loaded:
+    """The model that training started from, asked in the trained one's way."""
+    before = load_run(loaded.folder, device=world.device)
+    assert loaded.processor.chat_template is not None
+    before.processor.chat_template = loaded.processor.chat_template
+    before.processor.num_crops = loaded.processor.num_crops
+    return before
+
+
+def _score(run: Path, origin: Origin, opened: Split, controls: Sequence[str], base: bool, rate: float) -> Evaluation:
+    """Score what was predicted and write scores and report; `rate`: samples that were answered a second."""
+    folder = run / "evaluation"
+    predictions = read_predictions(folder / "predictions.jsonl")
+
+    def said(name: str) -> list[dict[str, FieldValue | None]]:
+        return [one.fields for one in each_prediction(folder / f"predictions-{name}.jsonl")]
+
     truths = list(opened.truths(range(len(predictions))))
-    training = [truth.values for truth in Split(opened.shards, config.data.train).truths()]
+    training = [truth.values for truth in Split(opened.shards, origin.config.data.train).truths()]
+    answers = [prediction.fields for prediction in predictions]
+    fields = opened.parser.fields
     scores = score_split(
-        opened.parser.fields,
+        fields,
         truths,
-        [prediction.fields for prediction in predictions],
+        answers,
         training,
-        {control: [prediction.fields for prediction in answers] for control, answers in by_control.items()},
+        {control: said(control) for control in controls},
+        {"base model": said("base")} if base else {},
     )
-    facts = run_facts(loaded.origin)
-    write_whole(folder / SCORES_FILE, scores_json(facts, opened, len(truths), scores).encode())
-    shown = _shown(opened, truths, predictions)
-    report = _report(facts, opened, opened.name != config.data.train, scores, shown)
+    slices = slice_scores(fields, truths, answers, training)
+    facts = run_facts(origin)
+    write_whole(folder / SCORES_FILE, scores_json(facts, opened, len(truths), scores, slices).encode())
+    samples = _shown(opened, truths, predictions)
+    held_out = opened.name != origin.config.data.train
+    report = _report(facts, opened, held_out, scores, slices, samples, rate)
     write_whole(run / "report.html", render(report).encode())
-    upload_table(run, config, opened.parser.fields, shown)
+    upload_table(run, origin.config, fields, samples, scores)
     return Evaluation(
         split=opened,
         facts=facts,
@@ -113,7 +155,7 @@ def evaluate(
     )
 
 
-def scores_json(facts: Facts, split: Split, samples: int, scores: Sequence[Score]) -> str:
+def scores_json(facts: Facts, split: Split, samples: int, scores: Sequence[Score], slices: Sequence[Slice] = ()) -> str:
     """The text of scores.json: numbers that are not finite are null."""
     record = {
         "format_version": FORMAT_VERSION,
@@ -125,6 +167,7 @@ def scores_json(facts: Facts, split: Split, samples: int, scores: Sequence[Score
         "samples": samples,
         "fields": split.parser.fields,
         "scores": [score.to_json() for score in scores],
+        "slices": [finite(asdict(one)) for one in slices],
         "verdicts": [{"good": good, "text": text} for good, text in verdicts(scores)],
     }
     return json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -154,7 +197,15 @@ def _shown(split: Split, truths: Sequence[Truth], predictions: Sequence[Predicti
     ]
 
 
-def _report(facts: Facts, split: Split, held_out: bool, scores: Sequence[Score], shown: Sequence[Shown]) -> Report:
+def _report(
+    facts: Facts,
+    split: Split,
+    held_out: bool,
+    scores: Sequence[Score],
+    slices: Sequence[Slice],
+    shown: Sequence[Shown],
+    rate: float,
+) -> Report:
     return Report(
         run=facts.run.name,
         split=split.name,
@@ -164,10 +215,13 @@ def _report(facts: Facts, split: Split, held_out: bool, scores: Sequence[Score],
         data=facts.data,
         fields=split.parser.fields,
         scores=scores,
+        slices=slices,
         samples=shown,
         splits=facts.splits,
         rejected=facts.rejected,
         curve=facts.curve,
+        course={**facts.course, "answers": f"{rate:,.1f} samples a second"},
+        hashes=facts.hashes,
         config=facts.config,
         versions=facts.versions,
         commands=facts.commands,
@@ -183,17 +237,14 @@ def score_table(scores: Sequence[Score]) -> str:
         lines.append(
             (
                 score.label,
-                percent(score.score.value),
-                f"{percent(score.score.low)} … {percent(score.score.high)}",
-                f"{percent(base.score.value)} ({base.name})" if base else "–",
-                percent(shuffled.score.value) if shuffled else "–",
+                shown(score.score.value, score.unit),
+                f"{shown(score.score.low, score.unit)} … {shown(score.score.high, score.unit)}",
+                f"{shown(base.score.value, score.unit)} ({base.name})" if base else "–",
+                shown(shuffled.score.value, score.unit) if shuffled else "–",
                 "–" if base is None else "yes" if base.better else "not shown",
             )
         )
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+    return columns(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -201,38 +252,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m train.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, help="folder of a training run")
+    parser.add_argument("run", type=Path, nargs="?", help="folder of a training run")
+    parser.add_argument(
+        "--compare", type=Path, nargs=2, metavar=("RUN", "OTHER"), help="the gain of the second over the first"
+    )
     parser.add_argument("--split", help="default: test, else validation")
     parser.add_argument("--checkpoint", default="best", help="best (default), newest, or a folder")
     parser.add_argument(
         "--control",
+        action="append",
         choices=(*CONTROLS, "none"),
-        help="predict again with wrong pictures: shuffled (the default), or none to leave that out",
+        help="predict again with others' pictures, white ones or none; may be repeated (default: all three)",
     )
+    parser.add_argument("--base", action="store_true", help="ask the model that training started from too")
     parser.add_argument("--limit", type=positive, help="only the first so many samples")
     parser.add_argument("--batch-size", type=positive, default=64)
     parser.add_argument("--max-new-tokens", type=positive, default=96)
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     options = parser.parse_args(arguments)
+    if (options.run is None) == (options.compare is None):
+        parser.error("name one run, or two of them after --compare")
     quiet()
-    try:
-        result = evaluate(
-            options.run,
-            split=options.split,
-            checkpoint=options.checkpoint,
-            controls=() if options.control == "none" else CONTROLS,
-            limit=options.limit,
-            batch_size=options.batch_size,
-            max_new_tokens=options.max_new_tokens,
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_on_ranks(lambda world: _run(options, world))
+
+
+def _run(options: argparse.Namespace, world: World) -> None:
+    if options.compare:
+        first, second = options.compare
+        if world.first:
+            print(comparison_table(first, second, compare_runs(first, second)))
+        return
+    result = evaluate(
+        options.run,
+        split=options.split,
+        checkpoint=options.checkpoint,
+        controls=[name for name in options.control or CONTROLS if name != "none"],
+        base=options.base,
+        limit=options.limit,
+        batch_size=options.batch_size,
+        max_new_tokens=options.max_new_tokens,
+        world=world,
+    )
+    if result is None:
+        return
     print(f"{len(result.predictions)} samples of {result.split.shards}/{result.split.name}, step {result.facts.step}")
     print(score_table(result.scores))
     for good, sentence in verdicts(result.scores):
         print(f"{'✓' if good else '✗'} {sentence}")
     print(f"report: {result.report}")
-    return 0
 
 
 if __name__ == "__main__":

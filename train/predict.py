@@ -1,9 +1,12 @@
-"""Ask a model about pictures, or about every sample of a split.
+"""Ask a model about pictures, about every row of a table, or about every sample of a split.
 
     python -m train.predict MODEL picture.jpg … [--question "…"]
+    python -m train.predict MODEL catalogue.csv [--column picture] [--question "…"] [--output predictions.jsonl]
     python -m train.predict MODEL SHARDS [--split test] [--output predictions.jsonl] [--control shuffled]
+    torchrun --nproc_per_node 8 train/predict.py MODEL …        the same file, on many devices
 
 MODEL: a run's folder, an exported or other model folder, or a hub name that is in the local cache.
+The same command goes on with what was ended before its time, on as many devices as there are then.
 """
 
 import sys
@@ -18,31 +21,25 @@ import os
 # Read when torch is loaded: threads that spin while they wait make a small model four times slower on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from PIL import Image
-from rich.console import Console
-from rich.progress import Progress
 from transformers.utils import logging as transformers_logging
 
-from data.geometry import grids, image_tokens
 from data.images import PictureError, open_picture
+from data.manifest import file_sha256
 from data.schema import IMAGE_TAG, UserError
-from train.answering import Answerer, Prompt
-from train.loading import Loaded, load_run
-from train.score.fields import Prediction, write_predictions
-from train.score.split import Split, exchanged_pictures
-
-CONTROLS = ("shuffled",)
-BATCHES_AHEAD = 2
-# Of prompts in one batch: their cache takes about 10 GB in the published model.
-MOST_TOKENS = 24_576
-
-
-class QuestionError(UserError):
-    """There is nothing to ask, or nothing to ask about."""
+from data.sources import open_source
+from data.tables import table_kind
+from train.answering import Answerer
+from train.checkpoint import fingerprint_model
+from train.distributed import World, bring_together, end_at_once, find_place, part
+from train.loading import Loaded, choose_device, load_run
+from train.predicting import precision_of, predict_all, predict_into
+from train.questions import CONTROLS, PictureQuestions, QuestionError, Questions, SplitQuestions, TableQuestions
+from train.score.fields import AnswerParser, Prediction, each_prediction
+from train.score.split import Split
 
 
 def predict_split(
@@ -53,87 +50,37 @@ def predict_split(
     batch_size: int = 32,
     max_new_tokens: int = 96,
     limit: int | None = None,
-    seed: int = 0,
 ) -> list[Prediction]:
-    """Answer the samples of a split, in the split's order.
+    """Answer the samples of a split, in the split's order, by this process alone and in memory.
 
-    control: "shuffled": each sample is asked about other samples' pictures.
-    limit: only the first so many samples.
-    seed: of the shuffling.
+    control: see SplitQuestions. limit: only the first so many samples.
     Raises UserError for damaged samples.
     """
     answerer = Answerer(loaded.model, loaded.processor, split.manifest.chat_template["template"], max_new_tokens)
-    count = min(len(split), limit or len(split))
-    own = [[(number, place) for place in range(split.index.picture_counts[number])] for number in range(count)]
-    shown = own
-    if control == "shuffled":
-        groups = [split.index.entry(number).group or str(number) for number in range(count)]
-        shown = exchanged_pictures(split.index.picture_counts[:count], groups, seed)
-
-    def prompt(number: int) -> Prompt:
-        sample, pictures = split.read(number)
-        if shown is not own:
-            pictures = [split.read(other)[1][place] for other, place in shown[number]]
-        last = max((place for place, one in enumerate(sample.messages) if one["role"] == "assistant"), default=None)
-        return answerer.prompt(sample.messages[:last], [open_picture(data) for data in pictures])
-
-    batches = _batches(loaded, split, shown, batch_size)
-    answers: dict[int, Prediction] = {}
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(f"answering {split.name}{f', {control}' if control else ''}", total=count)
-        for numbers, prompts in _prepared(batches, prompt):
-            for number, answer in zip(numbers, answerer.answer(prompts), strict=True):
-                answers[number] = Prediction(
-                    key=split.index.entry(number).key,
-                    answer=answer.text,
-                    fields=split.parser.parse(answer.text),
-                    logprob=answer.logprob,
-                )
-            progress.advance(task, len(numbers))
-    return [answers[number] for number in range(count)]
+    return predict_all(SplitQuestions(answerer, split, control, batch_size, limit), answerer)
 
 
-def _batches(
-    loaded: Loaded, split: Split, shown: Sequence[Sequence[tuple[int, int]]], batch_size: int
-) -> list[list[int]]:
-    """The samples' numbers in batches of at most batch_size prompts and MOST_TOKENS tokens.
-
-    Longest first: batches then hold little padding, and one that is too large for the device fails at once.
-    """
-    processor = loaded.processor
-    cut = grids(split.index.picture_sizes, processor.num_crops, processor.crop_size)
-    tokens = [image_tokens(int(rows), int(columns), processor.tokens_per_side) for rows, columns in cut]
-    starts = split.index.picture_offsets
-    # Text is shorter in tokens than in bytes; a guess is enough to sort by.
-    lengths = [
-        sum(tokens[starts[other] + place] for other, place in pictures) + int(split.index.text_bytes[number]) // 2
-        for number, pictures in enumerate(shown)
-    ]
-    order = sorted(range(len(shown)), key=lambda number: (-lengths[number], number))
-    batches = []
-    start = 0
-    while start < len(order):
-        size = max(1, min(batch_size, MOST_TOKENS // max(lengths[order[start]], 1)))
-        batches.append(order[start : start + size])
-        start += size
-    return batches
+def predict_split_into(
+    output: Path,
+    loaded: Loaded,
+    split: Split,
+    world: World,
+    *,
+    control: str | None = None,
+    batch_size: int = 32,
+    max_new_tokens: int = 96,
+    limit: int | None = None,
+) -> None:
+    """The same on all ranks, into a file that is whole or not there; a start that was ended is gone on from."""
+    answerer = Answerer(loaded.model, loaded.processor, split.manifest.chat_template["template"], max_new_tokens)
+    questions = world.agree(lambda: SplitQuestions(answerer, split, control, batch_size, limit))
+    predict_into(output, questions, answerer, world, asks_of(loaded, answerer))
 
 
-def _prepared(
-    batches: Sequence[list[int]], prompt: Callable[[int], Prompt]
-) -> Iterator[tuple[list[int], list[Prompt]]]:
-    """Batches with their prompts, read and cut by threads while the model answers earlier ones."""
-    with ThreadPoolExecutor(max_workers=cores()) as pool:
-        ahead: deque[tuple[list[int], list[Future[Prompt]]]] = deque()
-        waiting = iter(batches)
-        while True:
-            while len(ahead) < BATCHES_AHEAD and (batch := next(waiting, None)) is not None:
-                ahead.append((batch, [pool.submit(prompt, number) for number in batch]))
-            if not ahead:
-                return
-            numbers, futures = ahead.popleft()
-            yield numbers, [future.result() for future in futures]
+def asks_of(loaded: Loaded, answerer: Answerer) -> dict[str, Any]:
+    """What predictions depend on beside the questions."""
+    trained = file_sha256(loaded.origin.checkpoint / "manifest.json") if loaded.origin else None
+    return {"base": fingerprint_model(loaded.folder), "checkpoint": trained, **precision_of(answerer)}
 
 
 def read_picture(path: Path) -> Image.Image:
@@ -141,7 +88,7 @@ def read_picture(path: Path) -> Image.Image:
     try:
         return open_picture(path.read_bytes())
     except OSError as error:
-        raise QuestionError(f"{path}: {error.strerror}; name picture files or a folder of shards") from error
+        raise QuestionError(f"{path}: {error.strerror}; name picture files, a table, or a folder of shards") from error
     except PictureError as error:
         raise QuestionError(f"{path} is not a picture that can be used: {error}") from error
 
@@ -155,13 +102,13 @@ def predict_pictures(
     Raises QuestionError where there is no question.
     """
     answerer = Answerer(loaded.model, loaded.processor, None, max_new_tokens)
-    content = _question(loaded, question)
+    content = question_for(loaded, question)
     for picture in pictures:
         yield answerer.answer([answerer.prompt([{"role": "user", "content": content}], [picture])])[0].text
 
 
-def _question(loaded: Loaded, question: str | None) -> str:
-    """The user's message for one picture."""
+def question_for(loaded: Loaded, question: str | None) -> str:
+    """The user's message for one picture; raises QuestionError where none is given and none was trained with."""
     trained = loaded.task.question
     if question is None:
         if trained is None:
@@ -174,15 +121,20 @@ def _question(loaded: Loaded, question: str | None) -> str:
     return f"<|image_1|>{joint}{question}"
 
 
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def quiet() -> None:
     """Keep transformers' remarks and bars out of the output."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+
+
+def gather_ranks() -> World:
+    """The ranks that a launcher started, or this process alone, which then needs no DeepSpeed."""
+    place = find_place(dict(os.environ))
+    if place.world_size == 1:
+        return World(place=place, device=choose_device(), group=None)
+    if choose_device().type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    return bring_together(find_place(os.environ), os.environ)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -191,23 +143,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m train.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", help="run, model folder, or cached hub name")
-    parser.add_argument("inputs", nargs="+", type=Path, help="picture files, or one folder of shards")
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        type=Path,
+        help="picture files, one table (CSV, TSV, JSONL, Parquet), or a folder of shards",
+    )
     parser.add_argument("--question", help="asked about each picture (default: the one trained with)")
+    parser.add_argument("--column", help="of a table: where the pictures' paths are (default: picture, image, …)")
+    parser.add_argument("--key", help="of a table: the column that names a prediction (default: the row's number)")
     parser.add_argument("--checkpoint", default="best", help="of a run: best, newest, or a folder")
     parser.add_argument("--split", help="of the shards (default: test, else validation)")
     parser.add_argument(
-        "--output", type=Path, help="file for a split's predictions (default: predictions[-CONTROL].jsonl)"
+        "--output", type=Path, help="file for the predictions (default: predictions[-CONTROL].jsonl; pictures: none)"
     )
-    parser.add_argument("--control", choices=CONTROLS, help="ask about another sample's pictures instead")
+    parser.add_argument(
+        "--control", choices=CONTROLS, help="of shards: ask about other samples' pictures, white ones, or none"
+    )
     parser.add_argument("--batch-size", type=positive, default=32)
     parser.add_argument("--max-new-tokens", type=positive, default=96)
-    parser.add_argument("--limit", type=positive, help="only the first so many samples")
+    parser.add_argument("--limit", type=positive, help="only the first so many samples or rows")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     options = parser.parse_args(arguments)
+    quiet()
+    return run_on_ranks(lambda world: _run(options, world))
+
+
+def run_on_ranks(work: Any) -> int:
+    """Do `work(world)` on every rank; errors of a person's making are told once, without a traceback."""
+    world = None
     try:
-        _run(options)
+        world = gather_ranks()
+        work(world)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if world is None or getattr(error, "tells", world.first):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        if world is not None and world.size > 1:
+            end_at_once(2)
         return 2
+    except BaseException:
+        if world is not None and world.size > 1:
+            import traceback
+
+            traceback.print_exc()
+            end_at_once(1)
+        raise
+    part()
     return 0
 
 
@@ -219,31 +200,55 @@ def positive(text: str) -> int:
     return number
 
 
-def _run(options: argparse.Namespace) -> None:
-    quiet()
+def _run(options: argparse.Namespace, world: World) -> None:
     inputs: list[Path] = options.inputs
-    if any(path.is_dir() for path in inputs):
-        if len(inputs) > 1:
-            raise QuestionError("name picture files, or one folder of shards, not both")
-        split = Split(inputs[0], options.split)
-        loaded = load_run(options.model, options.checkpoint)
-        predictions = predict_split(
-            loaded,
-            split,
-            control=options.control,
-            batch_size=options.batch_size,
-            max_new_tokens=options.max_new_tokens,
-            limit=options.limit,
+    tables = [path for path in inputs if table_kind(path.name)]
+    folders = [path for path in inputs if path.is_dir()]
+    if len(inputs) > 1 and (tables or folders):
+        raise QuestionError("name picture files, or one table, or one folder of shards, not several of these")
+    output: Path | None = options.output
+    if folders or tables:
+        output = output or Path(f"predictions{f'-{options.control}' if options.control else ''}.jsonl")
+    if options.control and not folders:
+        raise QuestionError("--control goes with a folder of shards: only there it is known what is true")
+    split = Split(inputs[0], options.split) if folders else None
+    source = open_source(str(inputs[0])) if tables else None
+    if split is None and source is None:
+        for path in inputs:
+            read_picture(path)
+    loaded = load_run(options.model, options.checkpoint, device=world.device)
+    template = split.manifest.chat_template["template"] if split is not None else None
+    answerer = Answerer(loaded.model, loaded.processor, template, options.max_new_tokens)
+
+    def questions() -> Questions:
+        if split is not None:
+            return SplitQuestions(answerer, split, options.control, options.batch_size, options.limit)
+        content = question_for(loaded, options.question)
+        parser = AnswerParser(loaded.task.answer_template, loaded.task.fields) if loaded.task.fields else None
+        if source is None:
+            return PictureQuestions(answerer, inputs, content, parser, options.batch_size)
+        return TableQuestions(
+            answerer,
+            inputs[0],
+            source,
+            content,
+            parser,
+            options.batch_size,
+            options.limit,
+            options.column,
+            options.key,
         )
-        output = options.output or Path(f"predictions{f'-{options.control}' if options.control else ''}.jsonl")
-        write_predictions(output, predictions)
-        print(f"{len(predictions)} predictions for {split.shards}/{split.name}: {output}")
+
+    asked = world.agree(questions)
+    if output is None:
+        for one in predict_all(asked, answerer) if world.first else ():
+            print(one.answer if len(inputs) == 1 else f"{one.key}: {one.answer}", flush=True)
         return
-    pictures = [read_picture(path) for path in inputs]
-    loaded = load_run(options.model, options.checkpoint)
-    answers = predict_pictures(loaded, pictures, options.question, options.max_new_tokens)
-    for path, answer in zip(inputs, answers, strict=True):
-        print(answer if len(inputs) == 1 else f"{path}: {answer}", flush=True)
+    predict_into(output, asked, answerer, world, asks_of(loaded, answerer))
+    if world.first:
+        problems = sum(bool(one.problem) for one in each_prediction(output))
+        more = f", {problems} of them without an answer (see `problem`)" if problems else ""
+        print(f"{asked.count} predictions for {inputs[0]}{f'/{split.name}' if split else ''}: {output}{more}")
 
 
 if __name__ == "__main__":

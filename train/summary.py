@@ -17,12 +17,13 @@ Next, on real GPUs:
 One's own catalogue: docs/own-data.md; several nodes and Slurm: docs/clusters.md"""
 
 
-def shown(score: dict[str, Any] | None) -> str:
-    """A score with its 95 % interval, as per cent."""
+def shown(score: dict[str, Any] | None, unit: str = "percent") -> str:
+    """A score with its 95 % interval, as per cent or as it is."""
     if score is None or score["value"] is None:
         return "–"
-    ends = [f"{100 * score[end]:.1f}" if score[end] is not None else "∞" for end in ("low", "high")]
-    return f"{100 * score['value']:.1f} % ({ends[0]}–{ends[1]})"
+    times, form, sign = (100, ".1f", " %") if unit == "percent" else (1, ".3g", "")
+    ends = [f"{times * score[end]:{form}}" if score[end] is not None else "∞" for end in ("low", "high")]
+    return f"{times * score['value']:{form}}{sign} ({ends[0]}–{ends[1]})"
 
 
 def print_summary(folder: Path, console: Console, seconds: float) -> None:
@@ -38,7 +39,8 @@ def print_summary(folder: Path, console: Console, seconds: float) -> None:
     for score in scores["scores"]:
         never_looks = score["baselines"][0]["score"] if score["baselines"] else None
         shuffled = next((rival["score"] for rival in score["controls"] if rival["name"] == "shuffled"), None)
-        table.add_row(score["label"], shown(score["score"]), shown(never_looks), shown(shuffled))
+        cells = (shown(one, score["unit"]) for one in (score["score"], never_looks, shuffled))
+        table.add_row(score["label"], *cells)
     console.print(table)
     for verdict in scores["verdicts"]:
         console.print(f"  {'✓' if verdict['good'] else '✗'} {verdict['text']}", markup=False, highlight=False)

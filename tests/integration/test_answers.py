@@ -38,11 +38,11 @@ def test_evaluate_export_and_ask(root: Path, place: Path) -> None:
     assert "no score beats its baseline" in done.stdout
     scores = json.loads((run / "evaluation/scores.json").read_text())
     assert {score["metric"]: score["score"]["value"] for score in scores["scores"]} == {
-        "exact": 1.0,
-        "accuracy": 1.0,
-        "within_10_percent": 1.0,
-        "median_percentage_error": 0.0,
+        **dict.fromkeys(("exact", "normalised", "anls", "accuracy", "macro_f1"), 1.0),
+        **dict.fromkeys(("within_5_percent", "within_10_percent", "within_25_percent"), 1.0),
+        **dict.fromkeys(("median_percentage_error", "median_absolute_error", "median_log_error"), 0.0),
     }
+    assert {control["name"] for control in scores["scores"][0]["controls"]} == {"shuffled", "blank", "no-picture"}
     assert scores["samples"] == len(read_predictions(run / "evaluation/predictions.jsonl")) == 18
     assert len(read_predictions(run / "evaluation/predictions-shuffled.jsonl")) == 18
     page = (run / "report.html").read_text()

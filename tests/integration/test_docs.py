@@ -164,6 +164,20 @@ def known_flags(program: str) -> set[str]:
     return set(re.findall(r"--[a-z][a-z-]*", printed.getvalue()))
 
 
+def check_flags(program: str, arguments: list[str]) -> None:
+    """Fail for a flag that a program does not explain."""
+    unknown = {word for word in arguments if word.startswith("--")} - known_flags(program)
+    assert unknown == set(), f"{program} has no {unknown}"
+
+
+def check_started(script: str, arguments: list[str]) -> None:
+    """Fail for what a launcher is told to start and cannot."""
+    if script == "train/main.py":
+        check_training(arguments)
+    else:
+        check_flags(script, arguments)
+
+
 def check_command(line: str) -> None:
     """Raise for a command line that names a script, a flag or a setting there is not."""
     program, *arguments = shlex.split(line, comments=True)
@@ -171,12 +185,10 @@ def check_command(line: str) -> None:
         assert all(re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE) for target in arguments)
     elif program == "deepspeed":
         options = importlib.import_module("deepspeed.launcher.runner").parse_args(arguments)
-        assert options.user_script == "train/main.py"
-        check_training(options.user_args)
+        check_started(options.user_script, options.user_args)
     elif program == "torchrun":
         options = importlib.import_module("torch.distributed.run").parse_args(arguments)
-        assert options.training_script == "train/main.py"
-        check_training(options.training_script_args)
+        check_started(options.training_script, options.training_script_args)
     elif program == "sbatch":
         script = next(place for place, word in enumerate(arguments) if word.endswith(".sbatch"))
         assert (ROOT / arguments[script]).is_file()
@@ -186,8 +198,7 @@ def check_command(line: str) -> None:
         check_training(arguments[1:])
     elif program == "python":
         name, rest = (arguments[1], arguments[2:]) if arguments[0] == "-m" else (arguments[0], arguments[1:])
-        unknown = {word for word in rest if word.startswith("--")} - known_flags(name)
-        assert unknown == set(), f"{name} has no {unknown}"
+        check_flags(name, rest)
     else:
         assert program in OTHER_PROGRAMS, f"nobody can say whether {program} is right"
 

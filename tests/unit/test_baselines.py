@@ -3,8 +3,20 @@
 import numpy as np
 import pytest
 
-from train.score.baselines import baselines, best_median_error, best_within
-from train.score.metrics import ACCURACY, EXACT, MEDIAN_ERROR, WITHIN
+from train.score.baselines import baselines, best_constant, best_median_error, best_within
+from train.score.metrics import (
+    ABSOLUTE_ERROR,
+    ACCURACY,
+    ANLS,
+    EXACT,
+    LOG_ERROR,
+    MEDIAN_ERROR,
+    WITHIN,
+    WITHIN_5,
+    WITHIN_25,
+    Metric,
+    row_values,
+)
 
 
 def prices(seed: int, count: int) -> np.ndarray:
@@ -17,6 +29,26 @@ def share_within(constant: float, values: np.ndarray) -> float:
 
 def median_error(constant: float, values: np.ndarray) -> float:
     return float(np.median(np.abs(constant - values) / values))
+
+
+@pytest.mark.parametrize("metric", [WITHIN_5, WITHIN_25, ABSOLUTE_ERROR, LOG_ERROR])
+@pytest.mark.parametrize("count", [1, 30, 401])
+def test_each_price_score_has_the_best_constant_of_a_fine_grid(metric: Metric, count: int) -> None:
+    values = prices(count, count)
+    rows = [float(value) for value in values]
+
+    def score(constant: float) -> float:
+        found = row_values(metric, "number", rows, [constant] * len(rows))
+        return float(found.mean()) if metric.statistic == "mean" else -float(np.median(found))
+
+    best = max(score(float(constant)) for constant in np.linspace(values.min() * 0.5, values.max() * 1.2, 1500))
+    assert score(best_constant(metric, values)) >= best - (0.0 if count % 2 else abs(0.02 * best))
+
+
+def test_the_title_to_beat_is_the_one_most_like_all_others() -> None:
+    training = ["red wool coat"] * 3 + ["hat"] * 4 + ["blue wool coat", "grey wool coat", "pink wool coat"]
+    first, second = baselines(ANLS, "title", "text", training)
+    assert (first.value, second.value) == ("red wool coat", "hat")
 
 
 @pytest.mark.parametrize("count", [1, 30, 101, 400, 401])

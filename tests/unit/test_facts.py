@@ -21,6 +21,8 @@ MODULES = (
     "facts",
     "card",
     "upload",
+    "slices",
+    "comparing",
 )
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from train.score.intervals import interval, one_sided_bound, resample
+from train.score.intervals import RESAMPLES, interval, one_sided_bound, resample
 
 
 def plain_loop(values: np.ndarray, groups: np.ndarray, median: bool, resamples: int, seed: int) -> np.ndarray:
@@ -49,14 +49,26 @@ def test_the_bound_of_rows_that_all_agree_is_exact() -> None:
     assert (1 - one_sided_bound(300)) ** 300 == pytest.approx(0.025)
 
 
-@pytest.mark.parametrize("share", [0.2, 0.9])
-def test_intervals_cover_the_truth_about_95_times_in_100(share: float) -> None:
+# 3 standard errors of 300 repetitions are 3.8 per cent, of 2,000 1.5.
+@pytest.mark.parametrize(
+    ("share", "repeats", "resamples", "least", "most"),
+    [
+        (0.9, 300, 400, 0.91, 0.985),
+        *(
+            pytest.param(share, 2000, RESAMPLES, 0.93, 0.97, marks=pytest.mark.soak)
+            for share in (0.2, 0.35, 0.5, 0.7, 0.9)
+        ),
+    ],
+)
+def test_intervals_cover_the_truth_about_95_times_in_100(
+    share: float, repeats: int, resamples: int, least: float, most: float
+) -> None:
     generator = np.random.default_rng(7)
-    covered, repeats = 0, 300
+    covered = 0
     groups = np.arange(300)
     for seed in range(repeats):
         values = (generator.random(300) < share).astype(np.float64)
-        low, high = interval(resample(values, groups, "mean", resamples=400, seed=seed))
+        low, high = interval(resample(values, groups, "mean", resamples=resamples, seed=seed))
         covered += low <= share <= high
-    # 3 standard errors of 300 repetitions are 3.8 per cent.
-    assert 0.91 <= covered / repeats <= 0.985
+    print(f"share {share}: {100 * covered / repeats:.1f} % of {repeats} intervals hold it")
+    assert least <= covered / repeats <= most

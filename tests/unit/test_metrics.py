@@ -6,9 +6,22 @@ import random
 import numpy as np
 import pytest
 
+from train.score.comparing import differences
 from train.score.fields import FieldError, FieldValue
-from train.score.metrics import WITHIN, is_right, percentage_error, row_values
+from train.score.intervals import resample
+from train.score.metrics import (
+    MACRO_F1,
+    NORMALISED,
+    WITHIN,
+    distance,
+    is_right,
+    likeness,
+    normalised,
+    percentage_error,
+    row_values,
+)
 from train.score.scores import Score, Truth, percent, score_split
+from train.score.slices import slice_scores
 
 FIELDS = {"title": "text", "category": "category", "price": "number"}
 Values = dict[str, FieldValue | None]
@@ -46,9 +59,98 @@ def test_scores_equal_scikit_learn_on_the_same_answers() -> None:
     said = {name: [answer[name] for answer in answers] for name in FIELDS}
     assert scores["accuracy"].score.value == pytest.approx(metrics.accuracy_score(true["category"], said["category"]))
     assert scores["exact"].score.value == pytest.approx(metrics.accuracy_score(true["title"], said["title"]))
+    f1 = metrics.f1_score(true["category"], said["category"], average="macro", labels=sorted(set(true["category"])))
+    assert scores["macro_f1"].score.value == pytest.approx(f1)
+    prices = np.array(true["price"]), np.array(said["price"])
+    assert scores["median_absolute_error"].score.value == pytest.approx(metrics.median_absolute_error(*prices))
+    logs = metrics.median_absolute_error(np.log(prices[0]), np.log(prices[1]))
+    assert scores["median_log_error"].score.value == pytest.approx(logs)
     errors = [abs(a - t) / t for a, t in zip(said["price"], true["price"], strict=True)]  # type: ignore[operator]
     assert scores["median_percentage_error"].score.value == pytest.approx(np.median(errors))
-    assert scores["within_10_percent"].score.value == pytest.approx(np.mean([error <= 0.1 for error in errors]))
+    for per_cent in (5, 10, 25):
+        share = np.mean([100 * error <= per_cent for error in errors])
+        assert scores[f"within_{per_cent}_percent"].score.value == pytest.approx(share)
+
+
+def plain_distance(one: str, other: str) -> int:
+    """Levenshtein's distance by its definition."""
+    row = list(range(len(other) + 1))
+    for letter in one:
+        above, row = row, [row[0] + 1]
+        for place, another in enumerate(other):
+            row.append(min(row[-1] + 1, above[place + 1] + 1, above[place] + (letter != another)))
+    return row[-1]
+
+
+def test_distances_equal_a_plain_loop() -> None:
+    generator = random.Random(5)
+    for _ in range(500):
+        one, other = ("".join(generator.choices("abé羊", k=generator.randrange(90))) for _ in range(2))
+        assert distance(one, other) == plain_distance(one, other)
+
+
+def test_likeness_is_that_of_anls() -> None:
+    assert likeness("Red coat", "red coat") == 1.0
+    assert likeness("Red coat", "Red boat") == pytest.approx(1 - 1 / 8)
+    assert likeness("Red coat", "Hat") == 0.0
+    assert likeness("Red coat", None) == 0.0
+
+
+def test_normalised_match_forgives_case_signs_and_spaces() -> None:
+    assert normalised("  Élan—Coat,  (red) ") == normalised("élan coat red")
+    assert normalised("coat") != normalised("coats")
+    assert row_values(NORMALISED, "text", ["Red Coat.", "Hat", "Hat"], ["red coat", None, "cap"]).tolist() == [1, 0, 0]
+
+
+def test_macro_f1_of_resamples_equals_scikit_learn_on_the_repeated_rows() -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    generator = np.random.default_rng(0)
+    truths, said = (generator.choice(["a", "b", "c"], size=60, p=[0.6, 0.3, 0.1]).tolist() for _ in range(2))
+    said[3] = None
+    groups = np.arange(60) // 2
+    found = resample(row_values(MACRO_F1, "category", truths, said), groups, "macro_f1", resamples=40, seed=2)
+    drawn = np.random.default_rng(2).integers(0, 30, size=(40, 30))
+    for draw, value in zip(drawn, found, strict=True):
+        rows = [row for group in draw for row in (2 * group, 2 * group + 1)]
+        true, answers = [truths[row] for row in rows], [str(said[row]) for row in rows]
+        wanted = metrics.f1_score(true, answers, average="macro", labels=sorted(set(true)), zero_division=0)
+        assert value == pytest.approx(wanted)
+
+
+def test_guesses_by_share_are_the_macro_f1_to_beat() -> None:
+    truths, _, training = make(0.9, count=900)
+    guesses = make(0.0, count=900, seed=4)[1]
+    score = by_metric(score_split(FIELDS, truths, guesses, training))["macro_f1"]
+    guessed, majority = score.baselines
+    assert guessed.score.value == pytest.approx(1 / 3, abs=0.05)
+    assert majority.score.value < 0.25
+    assert not score.beats_baseline
+
+
+def test_scores_by_category_and_band_are_those_of_their_rows() -> None:
+    truths, answers, training = make(0.7)
+    slices = slice_scores(FIELDS, truths, answers, training)
+    assert sum(one.n for one in slices if one.by == "category") == len(truths)
+    bands = [one for one in slices if one.by == "price"]
+    assert len(bands) == 4
+    assert sum(one.n for one in bands) == len(truths)
+    for one in slices:
+        if one.by == "category":
+            rows = [row for row, truth in enumerate(truths) if truth.values["category"] == one.value]
+            right = np.mean([answers[row]["title"] == truths[row].values["title"] for row in rows])
+            assert one.scores["title: exact match"].value == pytest.approx(right)
+
+
+def test_two_models_are_compared_in_pairs() -> None:
+    truths, good, _ = make(0.8)
+    bad = [answer if row % 2 else dict.fromkeys(FIELDS) for row, answer in enumerate(good)]
+    found = {one.label: one for one in differences(FIELDS, truths, bad, good)}
+    accuracy = found["category: accuracy"]
+    assert accuracy.gain.value == pytest.approx(accuracy.second.value - accuracy.first.value)
+    assert accuracy.verdict == "better"
+    back = {one.label: one for one in differences(FIELDS, truths, good, bad)}
+    assert back["category: accuracy"].verdict == "worse"
+    assert {one.verdict for one in differences(FIELDS, truths, good, good)} == {"no difference shown"}
 
 
 def test_ten_per_cent_includes_its_ends() -> None:

@@ -13,10 +13,11 @@ from data.conversation import Conversation
 from data.images import open_picture
 from data.manifest import Manifest
 from tests.factories.trained import ANSWER, PRODUCTS, QUESTION, example, make_run, make_shards
-from train import predict as train_predict
 from train.answering import Answerer, stop_ids
 from train.loading import Loaded, load_run
 from train.predict import main, predict_pictures, predict_split
+from train.questions import CONTROLS, SplitQuestions
+from train.score.fields import read_predictions
 from train.score.split import Split, SplitError, exchanged_pictures
 
 
@@ -107,9 +108,8 @@ def test_limit_takes_the_first_samples(loaded: Loaded, split: Split) -> None:
 
 def test_shuffled_pictures_give_the_answers_of_the_other_pictures(loaded: Loaded, split: Split) -> None:
     shuffled = predict_split(loaded, split, control="shuffled")
-    groups = [split.index.entry(number).group for number in range(len(split))]
-    received = exchanged_pictures(split.index.picture_counts, groups)
-    for prediction, [(other, _)] in zip(shuffled, received, strict=True):
+    received = exchanged_pictures(split.index.picture_counts, split.group_codes(len(split)))
+    for prediction, (other, _) in zip(shuffled, received.tolist(), strict=True):
         assert prediction.fields == PRODUCTS[other % 3 == 0]
     assert shuffled == predict_split(loaded, split, control="shuffled")
 
@@ -118,23 +118,21 @@ def test_no_sample_gets_a_picture_of_its_own_group() -> None:
     generator = np.random.default_rng(0)
     for seed in range(50):
         count = int(generator.integers(4, 60))
-        groups = [f"g{number}" for number in generator.integers(0, max(4, count // 2), size=count)]
+        groups = generator.integers(0, max(4, count // 2), size=count)
         pictures = generator.integers(0, 4, size=count)
         slots = [(sample, place) for sample in range(count) for place in range(pictures[sample])]
         largest = max(sum(groups[sample] == group for sample, _ in slots) for group in groups)
         if largest * 2 > len(slots):
             continue
         received = exchanged_pictures(pictures, groups, seed)
-        assert sorted(slot for slots_of in received for slot in slots_of) == slots
-        for sample, got in enumerate(received):
-            assert len(got) == pictures[sample]
-            assert all(groups[other] != groups[sample] for other, _ in got)
+        assert sorted(map(tuple, received.tolist())) == slots
+        assert all(groups[other] != groups[own] for (own, _), (other, _) in zip(slots, received.tolist(), strict=True))
 
 
 def test_two_samples_of_one_group_still_exchange() -> None:
-    assert exchanged_pictures(np.array([1, 1]), ["g", "g"]) == [[(1, 0)], [(0, 0)]]
+    assert exchanged_pictures(np.array([1, 1]), np.array([0, 0])).tolist() == [[1, 0], [0, 0]]
     with pytest.raises(SplitError, match="at least two"):
-        exchanged_pictures(np.array([1, 0]), ["a", "b"])
+        exchanged_pictures(np.array([1, 0]), np.array([0, 1]))
 
 
 def test_single_pictures_are_asked_the_question_trained_with(loaded: Loaded, place: Path) -> None:
@@ -237,7 +235,8 @@ def test_a_damaged_sample_is_named(place: Path, tmp_path: Path, capsys: pytest.C
     content = bytearray(tar.read_bytes())
     content[Split(shards).index.entry(4).offset + 700] ^= 1
     tar.write_bytes(content)
-    assert "sample 'test-4'" in failing([str(place / "runs/one"), str(shards)], capsys)
+    arguments = [str(place / "runs/one"), str(shards), "--output", str(tmp_path / "out.jsonl")]
+    assert "sample 'test-4'" in failing(arguments, capsys)
 
 
 def test_the_template_of_the_shards_is_used(place: Path, loaded: Loaded) -> None:
@@ -245,9 +244,61 @@ def test_the_template_of_the_shards_is_used(place: Path, loaded: Loaded) -> None
 
 
 def test_long_prompts_make_small_batches(loaded: Loaded, split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = [[(number, 0)] for number in range(len(split))]
-    assert [len(batch) for batch in train_predict._batches(loaded, split, shown, 8)] == [8, 8, 2]
-    monkeypatch.setattr(train_predict, "MOST_TOKENS", 200)
-    batches = train_predict._batches(loaded, split, shown, 8)
-    assert sorted(number for batch in batches for number in batch) == list(range(len(split)))
-    assert 1 <= max(len(batch) for batch in batches) < 8
+    questions = SplitQuestions(Answerer(loaded.model, loaded.processor), split, batch_size=8)
+    (window,) = questions.windows()
+    assert [len(batch) for batch in window] == [8, 8, 2]
+    monkeypatch.setattr("train.questions.MOST_TOKENS", 200)
+    (window,) = questions.windows()
+    assert sorted(number for batch in window for number in batch) == list(range(len(split)))
+    assert 1 <= max(len(batch) for batch in window) < 8
+
+
+@pytest.mark.parametrize("control", ["blank", "no-picture"])
+def test_controls_without_pictures_answer_all_alike(loaded: Loaded, split: Split, control: str) -> None:
+    found = predict_split(loaded, split, control=control)
+    assert [one.key for one in found] == split.index.keys
+    if control == "blank":
+        assert all(one.fields == PRODUCTS[1] for one in found)
+    else:
+        assert len({(one.answer, one.logprob) for one in found}) == 1
+
+
+def test_windows_are_the_split_in_order_whatever_the_control(loaded: Loaded, split: Split) -> None:
+    answerer = Answerer(loaded.model, loaded.processor)
+    for control in (None, *CONTROLS):
+        questions = SplitQuestions(answerer, split, control, batch_size=1)
+        numbers = [sorted(number for batch in window for number in batch) for window in questions.windows()]
+        assert numbers == [list(range(16)), [16, 17]]
+
+
+def table(folder: Path, rows: list[str]) -> Path:
+    """A table that names pictures beside it."""
+    for number in range(4):
+        picture_file(folder, number)
+    path = folder / "catalogue.csv"
+    path.write_text("sku,picture\n" + "\n".join(rows) + "\n")
+    return path
+
+
+def test_a_table_is_answered_row_by_row_and_bad_pictures_are_said(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "page.jpg").write_text("<html>not found</html>")
+    names = ["picture-0.png", "page.jpg", "none.png", "", "../out.png", "https://a.b/c.jpg", "picture-1.png"]
+    path = table(tmp_path, [f"s{number},{name}" for number, name in enumerate(names)])
+    output = tmp_path / "out.jsonl"
+    arguments = [str(place / "runs/one"), str(path), "--key", "sku", "--batch-size", "2", "--output", str(output)]
+    assert main(arguments) == 0
+    found = read_predictions(output)
+    assert [one.key for one in found] == [f"s{number}" for number in range(len(names))]
+    assert [found[0].fields, found[-1].fields] == [PRODUCTS[1], PRODUCTS[0]]
+    said = ["not a picture", "cannot be read", "names no picture", "leads out", "fetch it first"]
+    assert all(text in one.problem for text, one in zip(said, found[1:-1], strict=True))
+    assert all(one.answer == "" for one in found[1:-1])
+
+
+def test_columns_that_are_not_there_are_said(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, run = table(tmp_path, ["a,picture-0.png"]), str(place / "runs/one")
+    assert "no column 'foto'" in failing([run, str(path), "--column", "foto"], capsys)
+    assert "no column 'ean'" in failing([run, str(path), "--key", "ean"], capsys)
+    path.write_text("sku,picture\n")
+    assert "no rows" in failing([run, str(path)], capsys)
+    assert "--control goes with" in failing([run, str(path), "--control", "blank"], capsys)

@@ -1,4 +1,4 @@
-"""Answers given without ever looking at a picture: one constant each, chosen on the training rows."""
+"""Answers given without ever looking at a picture, chosen on the training rows: constants, and guesses by share."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,15 +8,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.score.fields import FieldValue
-from train.score.metrics import PRICE_TOLERANCE, WITHIN, Metric
+from train.score.metrics import (
+    ABSOLUTE_ERROR,
+    ANLS,
+    LOG_ERROR,
+    MACRO_F1,
+    MEDIAN_ERROR,
+    PRICE_TOLERANCE,
+    Metric,
+    likeness,
+)
+
+MOST_TEXTS = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline:
-    """One constant answer. The first of a metric's baselines is the one to beat; others are shown beside it."""
+    """One way to answer. The first of a metric's baselines is the one to beat; others are shown beside it."""
 
     name: str
-    value: FieldValue
+    value: FieldValue | None
+    """The constant; None for guesses."""
+    among: tuple[FieldValue, ...] = ()
+    """What guesses are drawn from."""
+
+    def answers(self, count: int, seed: int) -> list[FieldValue | None]:
+        """What it says of so many rows; the same for a seed."""
+        if not self.among:
+            return [self.value] * count
+        drawn = np.random.default_rng(seed).integers(0, len(self.among), count)
+        return [self.among[place] for place in drawn.tolist()]
 
 
 def baselines(metric: Metric, field: str, kind: str, training: Sequence[FieldValue]) -> list[Baseline]:
@@ -27,13 +48,50 @@ def baselines(metric: Metric, field: str, kind: str, training: Sequence[FieldVal
         prices = np.array([value for value in training if isinstance(value, float) and value > 0], dtype=np.float64)
         if not len(prices):
             return []
-        best = best_within(prices) if metric is WITHIN else best_median_error(prices)
         return [
-            Baseline(name="best constant", value=_short(best)),
+            Baseline(name="best constant", value=_short(best_constant(metric, prices))),
             Baseline(name=f"median {field}", value=_short(float(np.median(prices)))),
         ]
-    value, _ = max(sorted(Counter(map(str, training)).items()), key=lambda item: item[1])
-    return [Baseline(name=f"{'majority' if kind == 'category' else 'commonest'} {field}", value=value)]
+    counts = Counter(map(str, training))
+    value, _ = max(sorted(counts.items()), key=lambda item: item[1])
+    common = Baseline(name=f"{'majority' if kind == 'category' else 'commonest'} {field}", value=value)
+    if metric is MACRO_F1:
+        # One class alone scores next to nothing here; guesses by the classes' shares score about 1 / classes.
+        return [Baseline(name="guessed by share", value=None, among=tuple(training)), common]
+    if metric is ANLS:
+        return [Baseline(name=f"best {field}", value=most_alike(counts)), common]
+    return [common]
+
+
+def most_alike(counts: Counter[str]) -> str:
+    """The text that is most like the training rows' texts: the best of the commonest, measured on as many of them."""
+    kept = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:MOST_TEXTS]
+    return max(kept, key=lambda one: sum(count * likeness(text, one[0]) for text, count in kept))[0]
+
+
+def best_constant(metric: Metric, prices: NDArray[np.float64]) -> float:
+    """The constant of the best score over the positive prices [n]."""
+    if metric is MEDIAN_ERROR:
+        return best_median_error(prices)
+    if metric is ABSOLUTE_ERROR:
+        return middle_of_half(prices)
+    if metric is LOG_ERROR:
+        return float(np.exp(middle_of_half(np.log(prices))))
+    return best_within(prices, metric.tolerance)
+
+
+def middle_of_half(values: NDArray[np.float64]) -> float:
+    """The constant with the smallest median absolute error: the middle of the shortest stretch with half of [n].
+
+    Of an even number of rows the median lies between two: both are tried.
+    """
+    ordered = np.sort(values)
+    found = []
+    for enough in {(len(ordered) + 1) // 2, len(ordered) // 2 + 1}:
+        widths = ordered[enough - 1 :] - ordered[: len(ordered) - enough + 1]
+        first = int(widths.argmin())
+        found.append(float((ordered[first] + ordered[first + enough - 1]) / 2))
+    return min(found, key=lambda constant: float(np.median(np.abs(constant - ordered))))
 
 
 def best_within(prices: NDArray[np.float64], tolerance: float = PRICE_TOLERANCE) -> float:

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from train.score.facts import Facts
-from train.score.scores import percent
+from train.score.scores import shown
 
 SCORES_FILE = "scores.json"
 
@@ -78,13 +78,14 @@ def _scores(facts: Facts) -> list[str]:
     ]
     for score in found["scores"]:
         rivals = [score["baselines"][:1], [one for one in score["controls"] if one["name"] == "shuffled"]]
-        cells = [_estimate(one[0]["score"]) if one else "–" for one in rivals]
-        lines.append(f"| {_cell(score['label'])} | {_estimate(score['score'])} | {cells[0]} | {cells[1]} |")
+        unit = score.get("unit", "percent")
+        cells = [_estimate(one[0]["score"], unit) if one else "–" for one in rivals]
+        lines.append(f"| {_cell(score['label'])} | {_estimate(score['score'], unit)} | {cells[0]} | {cells[1]} |")
     return lines
 
 
-def _estimate(estimate: dict[str, float | None]) -> str:
-    value, low, high = (percent(float("inf") if number is None else number) for number in estimate.values())
+def _estimate(estimate: dict[str, float | None], unit: str) -> str:
+    value, low, high = (shown(float("inf") if number is None else number, unit) for number in estimate.values())
     return f"{value} ({low} … {high})"
 
 

@@ -74,13 +74,13 @@ def line_chart(lines: Sequence[Line], label: str, width: int = 560, height: int 
     return _svg(parts, label, width, height)
 
 
-def whisker_chart(rows: Sequence[Whisker], label: str, width: int = 340) -> Markup:
-    """Dots with their 95 % intervals below one another, on one scale from 0."""
+def whisker_chart(rows: Sequence[Whisker], label: str, width: int = 340, plain: bool = False) -> Markup:
+    """Dots with their 95 % intervals below one another, on one scale from 0: of per cent, or plain numbers."""
     row_height, left, right = 30, 8, 8
     height = row_height * len(rows) + 22
     ends = [row.high if math.isfinite(row.high) else row.value for row in rows]
     top = max([end for end in ends if math.isfinite(end)] or [1.0])
-    top = 1.0 if 0.5 < top <= 1.0 else _ticks(0.0, max(top, 0.01), 4)[-1]
+    top = 1.0 if 0.5 < top <= 1.0 and not plain else _ticks(0.0, max(top, 0.01), 4)[-1]
 
     def x_of(x: float) -> float:
         return left + min(max(x, 0.0), top) / top * (width - left - right) if math.isfinite(x) else width - right
@@ -90,7 +90,8 @@ def whisker_chart(rows: Sequence[Whisker], label: str, width: int = 340) -> Mark
         x = x_of(top * step / 4)
         anchor = "start" if step == 0 else "end" if step == 4 else "middle"
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="4" y2="{height - 18}"/>')
-        tick = f"{100 * top * step / 4:.3g} %" if step == 4 else f"{100 * top * step / 4:.3g}"
+        value = top * step / 4
+        tick = _number(value) if plain else f"{100 * value:.3g} %" if step == 4 else f"{100 * value:.3g}"
         parts.append(f'<text class="tick" x="{x:.1f}" y="{height - 4}" text-anchor="{anchor}">{tick}</text>')
     for number, row in enumerate(rows):
         base = number * row_height

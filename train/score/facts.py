@@ -1,16 +1,19 @@
 """What a run's folder tells about it: what was trained on what, how the loss went, which commands do it again."""
 
+import hashlib
 import json
 import platform
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from importlib import metadata
 from math import prod
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from data.manifest import Manifest as ShardManifest
+from data.manifest import file_sha256
 from train.checkpoint import Manifest
 from train.config_schema import Config
 from train.score.report import Curve
@@ -45,6 +48,10 @@ class Facts:
     """YAML text."""
     versions: dict[str, str]
     commands: list[str]
+    course: dict[str, str] = field(default_factory=dict)
+    """How fast it went and what it took."""
+    hashes: dict[str, str] = field(default_factory=dict)
+    """What it was made of, by SHA-256."""
 
 
 def run_facts(origin: Origin) -> Facts:
@@ -69,24 +76,51 @@ def run_facts(origin: Origin) -> Facts:
             f"python -m train.evaluate {where}",
             f"python -m train.export {where} {where}/export",
         ],
+        course=read_course(run / "metrics.jsonl"),
+        hashes={
+            "checkpoint": file_sha256(checkpoint / "manifest.json"),
+            "base model": saved.base["fingerprint"],
+            "order of training": saved.plan,
+            "shards": hashlib.sha256(json.dumps(shards.shards, sort_keys=True).encode()).hexdigest(),
+        },
     )
 
 
 def read_curve(path: Path) -> Curve:
     """Losses and learning rates of metrics.jsonl; lines that were cut off or are of another kind are passed over."""
     points: dict[str, list[tuple[float, float]]] = {"train": [], "validation": [], "lr": []}
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
+    for record in _records(path):
         kind = record.get("kind")
         if kind in ("train", "validation") and record.get("loss") is not None:
             points[kind].append((record["step"], record["loss"]))
         if kind == "train":
             points["lr"].append((record["step"], record["lr"]))
     return Curve(train_loss=points["train"], validation_loss=points["validation"], lr=points["lr"])
+
+
+def read_course(path: Path) -> dict[str, str]:
+    """Throughput and memory of metrics.jsonl, in words; nothing where it says nothing of them."""
+    times = [record["time"] for record in _records(path) if record.get("kind") == "train" and "time" in record]
+    if not times:
+        return {}
+    hours = sum(one["step_s"] for one in times) / 3600
+    waited = sum(one["data_wait_s"] for one in times) / max(sum(one["step_s"] for one in times), 1e-9)
+    return {
+        "training": f"{len(times):,} steps in {f'{hours:.2f} hours' if hours >= 0.5 else f'{60 * hours:.1f} minutes'}",
+        "throughput": f"{median(one['tokens_per_s'] for one in times):,.0f} tokens and "
+        f"{median(one['pictures_per_s'] for one in times):,.1f} pictures a second (median step)",
+        "waiting for data": f"{100 * waited:.1f} % of the time",
+        "memory of a rank": f"{max(one['memory_gib'] for one in times):.2f} GiB at most",
+    }
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of metrics.jsonl; those that were cut off are passed over."""
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue
 
 
 def _model(config: Config, saved: Manifest, status: Mapping[str, Any]) -> dict[str, str]:

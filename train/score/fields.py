@@ -4,7 +4,7 @@ import json
 import math
 import re
 import string
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,31 +35,43 @@ class Prediction:
     answer: str
     fields: dict[str, FieldValue | None]  # what the answer says of each field; None where it cannot be read
     logprob: float  # natural log; the sum over the chosen tokens, the stop token included
+    problem: str = ""  # why the model could not be asked; the answer is then empty
 
     def to_json(self) -> str:
         """One line of predictions.jsonl, without its newline."""
         record = {"key": self.key, "answer": self.answer, "fields": self.fields, "logprob": round(self.logprob, 4)}
+        if self.problem:
+            record["problem"] = self.problem
         return json.dumps(record, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, line: str) -> "Prediction":
         """The prediction of one line; raises ValueError or KeyError for a line that is none."""
         record = json.loads(line)
-        return cls(key=record["key"], answer=record["answer"], fields=record["fields"], logprob=record["logprob"])
+        return cls(
+            key=record["key"],
+            answer=record["answer"],
+            fields=record["fields"],
+            logprob=record["logprob"],
+            problem=record.get("problem", ""),
+        )
 
 
-def read_predictions(path: Path) -> list[Prediction]:
-    """All predictions of a file in its order; raises PredictionError naming the line that is none."""
-    predictions = []
+def each_prediction(path: Path) -> Iterator[Prediction]:
+    """The predictions of a file in its order, one at a time; raises PredictionError naming the line that is none."""
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                predictions.append(Prediction.from_json(line))
+                yield Prediction.from_json(line)
             except (ValueError, KeyError, TypeError) as error:
                 raise PredictionError(
                     f"{path}: line {number} is not a prediction ({error!r}); predict again to write the file anew"
                 ) from error
-    return predictions
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """All predictions of a file; raises as each_prediction does."""
+    return list(each_prediction(path))
 
 
 def read_number(text: str) -> float | None:

@@ -1,4 +1,4 @@
-"""95 % bootstrap intervals of means and medians, resampled by group, the same for the same seed."""
+"""95 % bootstrap intervals of means, medians and macro-F1, resampled by group, the same for the same seed."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Statistic = Literal["mean", "median"]
+Statistic = Literal["mean", "median", "macro_f1"]
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 
@@ -14,7 +14,10 @@ _CELLS_AT_ONCE = 8_000_000  # resamples x rows held in memory together
 
 
 def statistic_of(values: NDArray[np.float64], statistic: Statistic) -> float:
-    """The mean or median of values [n]; a median may be infinite where answers could not be read."""
+    """The statistic of values [n], for macro-F1 [n, 2]; a median may be infinite where answers could not be read."""
+    if statistic == "macro_f1":
+        counts = _class_counts(values, np.zeros(len(values), np.int64))
+        return float(_macro_f1(*(one.astype(np.float64) for one in counts))[0])
     return float(np.mean(values) if statistic == "mean" else np.median(values))
 
 
@@ -31,14 +34,18 @@ def resample(
     seed alone: two calls with other values of the same rows are paired, and their difference is the paired bootstrap's.
 
     Args:
-        values: [n] one number a row.
+        values: [n] one number a row; for macro-F1 [n, 2], see metrics.row_values.
         groups: [n] whole numbers 0 … G−1, the group of each row.
-        statistic: "mean" or "median".
+        statistic: "mean", "median" or "macro_f1".
 
     Returns:
         [resamples] float64.
     """
     count = int(groups.max()) + 1
+    if statistic == "macro_f1":
+        counts = [one.astype(np.float64) for one in _class_counts(values, groups)]
+        drawn = (one.astype(np.float64) for one in _draws(count, resamples, seed, rows=len(values)))
+        return np.concatenate([_macro_f1(*(some @ one for one in counts)) for some in drawn])
     order = np.argsort(values, kind="stable")
     ordered, ordered_groups = values[order], groups[order]
     sums, sizes = np.bincount(groups, values, count), np.bincount(groups, minlength=count).astype(np.float64)
@@ -53,6 +60,26 @@ def resample(
         high = (below > total // 2).argmax(axis=1)
         parts.append((ordered[low] + ordered[high]) / 2)
     return np.concatenate(parts)
+
+
+def _class_counts(values: NDArray[np.float64], groups: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
+    """Of each group and true class: rows of it, rows said to be of it, rows of which both hold; each [G, classes]."""
+    true, said = values[:, 0].astype(np.int64), values[:, 1].astype(np.int64)
+    shape = (int(groups.max()) + 1, int(true.max()) + 1)
+    tables = []
+    for codes, chosen in ((true, true >= 0), (said, said >= 0), (true, true == said)):
+        table = np.zeros(shape, np.int64)
+        np.add.at(table, (groups[chosen], codes[chosen]), 1)
+        tables.append(table)
+    return tuple(tables)
+
+
+def _macro_f1(true: NDArray[np.float64], said: NDArray[np.float64], both: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean of 2·both / (true + said) over the classes of which a draw has rows: [r, classes] each to [r]."""
+    there = true > 0
+    scores = np.where(there, 2 * both / np.maximum(true + said, 1), 0.0)
+    result: NDArray[np.float64] = scores.sum(axis=1) / np.maximum(there.sum(axis=1), 1)
+    return result
 
 
 def _draws(count: int, resamples: int, seed: int, rows: int) -> Iterator[NDArray[np.int64]]:

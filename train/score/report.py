@@ -17,7 +17,8 @@ from PIL import Image
 from train.score.charts import Line, Point, Whisker, line_chart, scatter_chart, smoothed, whisker_chart
 from train.score.fields import FieldValue
 from train.score.metrics import PRICE_TOLERANCE, is_right, percentage_error
-from train.score.scores import Rival, Score, percent, points
+from train.score.scores import Rival, Score, percent, points, shown
+from train.score.slices import Slice
 
 MOST_ROWS = 400
 THUMBNAIL_SIDE = 112
@@ -61,6 +62,9 @@ class Report:
     splits: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     rejected: Mapping[str, int] = field(default_factory=dict)
     curve: Curve = field(default_factory=Curve)
+    course: Mapping[str, str] = field(default_factory=dict)  # throughput and memory, in words
+    slices: Sequence[Slice] = ()
+    hashes: Mapping[str, str] = field(default_factory=dict)
     config: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     commands: Sequence[str] = ()
@@ -97,7 +101,7 @@ def render(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, points=points, bytes=_bytes, value=_value)
+    environment.filters.update(percent=percent, shown=shown, points=points, bytes=_bytes, value=_value)
     numbers = [name for name, kind in report.fields.items() if kind == "number"]
     categories = [name for name, kind in report.fields.items() if kind == "category"]
     return environment.get_template("report.html.j2").render(
@@ -132,11 +136,11 @@ def verdicts(scores: Sequence[Score]) -> list[tuple[bool, str]]:
             score.label for score in judged for control in score.controls if control.name == name and control.better
         ]
         sentences.append(
-            (True, f"With pictures {name} no score beats its baseline{conclusion}.")
+            (True, f"With {control_name(name)} no score beats its baseline{conclusion}.")
             if not leaking
             else (
                 False,
-                f"With pictures {name} a baseline is still beaten: {'; '.join(leaking)}. Something else leaks.",
+                f"With {control_name(name)} a baseline is still beaten: {'; '.join(leaking)}. Something else leaks.",
             )
         )
     return sentences
@@ -145,12 +149,20 @@ def verdicts(scores: Sequence[Score]) -> list[tuple[bool, str]]:
 def _whiskers(score: Score) -> Markup:
     def row(label: str, style: str, rival: Rival | Score) -> Whisker:
         one = rival.score
-        return Whisker(label=label, style=style, value=one.value, low=one.low, high=one.high, shown=percent(one.value))
+        text = shown(one.value, score.unit)
+        return Whisker(label=label, style=style, value=one.value, low=one.low, high=one.high, shown=text)
 
     rows = [row("this model", "model", score)]
     rows += [row(f"{rival.name}: {_value(rival.answer)}"[:44], "baseline", rival) for rival in score.baselines]
-    rows += [row(f"pictures {rival.name}", "control", rival) for rival in score.controls]
-    return whisker_chart(rows, f"{score.label}: model, baselines and controls with 95 % intervals")
+    rows += [row(control_name(rival.name), "control", rival) for rival in score.controls]
+    rows += [row(rival.name, "baseline", rival) for rival in score.models]
+    title = f"{score.label}: model, baselines and controls with 95 % intervals"
+    return whisker_chart(rows, title, plain=score.unit != "percent")
+
+
+def control_name(name: str) -> str:
+    """A control in words."""
+    return "no picture" if name == "no-picture" else f"pictures {name}"
 
 
 def _curves(curve: Curve) -> list[tuple[str, Markup]]:

@@ -58,6 +58,8 @@ class Score:
     score: Estimate
     baselines: tuple[Rival, ...]  # the first is the one to beat; empty where the training rows have no value
     controls: tuple[Rival, ...]
+    models: tuple[Rival, ...] = ()  # other models on the same rows; their gain is this model's over them
+    unit: str = "percent"  # or "plain"
 
     @property
     def beats_baseline(self) -> bool:
@@ -66,11 +68,19 @@ class Score:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-able record; numbers that are not finite become null."""
-        return _finite(asdict(self))
+        return finite(asdict(self))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Rows:
+class _Measured:
+    """A score, and what it is in each resample."""
+
+    value: float
+    replicates: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
     """The rows one metric is measured on."""
 
     metric: Metric
@@ -80,25 +90,30 @@ class _Rows:
     groups: NDArray[np.int64]
     seed: int
 
-    def values(self, predicted: Sequence[FieldValue | None]) -> NDArray[np.float64]:
-        return row_values(self.metric, self.kind, self.truths, predicted)
+    def measure(self, predicted: Sequence[FieldValue | None]) -> _Measured:
+        values = row_values(self.metric, self.kind, self.truths, predicted)
+        return _Measured(
+            value=statistic_of(values, self.metric.statistic),
+            replicates=resample(values, self.groups, self.metric.statistic, RESAMPLES, self.seed),
+        )
 
-    def replicates(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        return resample(values, self.groups, self.metric.statistic, RESAMPLES, self.seed)
-
-    def estimate(self, values: NDArray[np.float64]) -> Estimate:
-        value = statistic_of(values, self.metric.statistic)
-        low, high = interval(self.replicates(values))
-        if self.metric.statistic == "mean" and value in (0.0, 1.0):
+    def estimate(self, measured: _Measured) -> Estimate:
+        low, high = interval(measured.replicates)
+        if self.metric.statistic != "median" and measured.value in (0.0, 1.0):
             bound = one_sided_bound(int(self.groups.max()) + 1)
-            low, high = (0.0, bound) if value == 0.0 else (1 - bound, 1.0)
-        return Estimate(value=value, low=low, high=high)
+            low, high = (0.0, bound) if measured.value == 0.0 else (1 - bound, 1.0)
+        return Estimate(value=measured.value, low=low, high=high)
 
-    def gain(self, values: NDArray[np.float64], over: NDArray[np.float64]) -> Estimate:
+    def gain(self, measured: _Measured, over: _Measured) -> Estimate:
         sign = 1 if self.metric.higher_is_better else -1
-        value = statistic_of(values, self.metric.statistic) - statistic_of(over, self.metric.statistic)
-        low, high = interval(sign * (self.replicates(values) - self.replicates(over)))
-        return Estimate(value=sign * value, low=low, high=high)
+        # Two scores that are both infinite differ in nothing that can be shown.
+        with np.errstate(invalid="ignore"):
+            value, replicates = measured.value - over.value, measured.replicates - over.replicates
+        low, high = interval(np.nan_to_num(sign * replicates, nan=0.0, posinf=np.inf, neginf=-np.inf))
+        return Estimate(value=0.0 if np.isnan(value) else sign * value, low=low, high=high)
+
+    def rival(self, name: str, answer: FieldValue | None, theirs: _Measured, gain: Estimate) -> Rival:
+        return Rival(name=name, answer=answer, score=self.estimate(theirs), gain=gain, better=gain.low > 0)
 
 
 def score_split(
@@ -107,6 +122,7 @@ def score_split(
     answers: Sequence[Answers],
     training: Sequence[Answers],
     controls: Mapping[str, Sequence[Answers]] | None = None,
+    models: Mapping[str, Sequence[Answers]] | None = None,
     seed: int = 0,
 ) -> list[Score]:
     """Score a model's answers field by field.
@@ -117,27 +133,18 @@ def score_split(
         answers: what the model said of each sample, in the same order.
         training: the true values of the training rows, from which the baselines' constants are chosen.
         controls: {"shuffled": what the model said of each sample when it saw another sample's picture}.
+        models: {"base model": what another model said of each sample}.
         seed: of the bootstrap.
 
     Raises:
         FieldError: no row has a value of any field.
     """
-    codes = {group: code for code, group in enumerate(dict.fromkeys(truth.group for truth in truths))}
     scores = []
     for field, kind in fields.items():
         for metric in METRICS[kind]:
-            chosen = [row for row, truth in enumerate(truths) if is_scored(metric, truth.values[field])]
-            if chosen:
-                _, groups = np.unique([codes[truths[row].group] for row in chosen], return_inverse=True)
-                rows = _Rows(
-                    metric=metric,
-                    kind=kind,
-                    truths=[truths[row].values[field] for row in chosen],
-                    chosen=chosen,
-                    groups=groups.astype(np.int64),
-                    seed=seed,
-                )
-                scores.append(_score(field, rows, answers, training, controls or {}))
+            rows = rows_of(metric, field, kind, truths, seed)
+            if rows is not None:
+                scores.append(_score(field, rows, answers, training, controls or {}, models or {}))
     if not scores:
         raise FieldError(
             f"none of the {len(truths)} samples has a value of {', '.join(fields)}: there is nothing to score"
@@ -145,46 +152,61 @@ def score_split(
     return scores
 
 
+def rows_of(metric: Metric, field: str, kind: str, truths: Sequence[Truth], seed: int = 0) -> Rows | None:
+    """The rows that a metric of a field is measured on; None where there are none."""
+    chosen = [row for row, truth in enumerate(truths) if is_scored(metric, truth.values[field])]
+    if not chosen:
+        return None
+    codes: dict[str, int] = {}
+    groups = [codes.setdefault(truths[row].group, len(codes)) for row in chosen]
+    return Rows(
+        metric=metric,
+        kind=kind,
+        truths=[truths[row].values[field] for row in chosen],
+        chosen=chosen,
+        groups=np.array(groups, np.int64),
+        seed=seed,
+    )
+
+
 def _score(
     field: str,
-    rows: _Rows,
+    rows: Rows,
     answers: Sequence[Answers],
     training: Sequence[Answers],
     controls: Mapping[str, Sequence[Answers]],
+    models: Mapping[str, Sequence[Answers]],
 ) -> Score:
     predicted = [answers[row].get(field) for row in rows.chosen]
-    values = rows.values(predicted)
+    measured = rows.measure(predicted)
     known = [value for row in training if (value := row.get(field)) is not None]
     constants = baselines(rows.metric, field, rows.kind, known)
-    constant_values = [rows.values([constant.value] * len(rows.chosen)) for constant in constants]
-    rivals = []
-    for constant, theirs in zip(constants, constant_values, strict=True):
-        gain = rows.gain(values, over=theirs)
-        rivals.append(
-            Rival(
-                name=constant.name,
-                answer=constant.value,
-                score=rows.estimate(theirs),
-                gain=gain,
-                better=gain.low > 0,
-            )
-        )
+    theirs = [rows.measure(constant.answers(len(rows.chosen), rows.seed)) for constant in constants]
+    rivals = [
+        rows.rival(constant.name, constant.value, their, rows.gain(measured, over=their))
+        for constant, their in zip(constants, theirs, strict=True)
+    ]
     checks = []
     for name, control in controls.items() if constants else ():
-        theirs = rows.values([control[row].get(field) for row in rows.chosen])
-        gain = rows.gain(theirs, over=constant_values[0])
-        checks.append(Rival(name=name, answer=None, score=rows.estimate(theirs), gain=gain, better=gain.low > 0))
+        found = rows.measure([control[row].get(field) for row in rows.chosen])
+        checks.append(rows.rival(name, None, found, rows.gain(found, over=theirs[0])))
+    others = []
+    for name, model in models.items():
+        found = rows.measure([model[row].get(field) for row in rows.chosen])
+        others.append(rows.rival(name, None, found, rows.gain(measured, over=found)))
     return Score(
         field=field,
         kind=rows.kind,
         metric=rows.metric.key,
         label=f"{field}: {rows.metric.label}",
+        unit=rows.metric.unit,
         higher_is_better=rows.metric.higher_is_better,
         n=len(rows.chosen),
         unreadable=sum(value is None for value in predicted),
-        score=rows.estimate(values),
+        score=rows.estimate(measured),
         baselines=tuple(rivals),
         controls=tuple(checks),
+        models=tuple(others),
     )
 
 
@@ -193,18 +215,26 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f} %" if np.isfinite(value) else "∞"
 
 
-def points(value: float) -> str:
-    """A difference of two fractions in percentage points, with its sign: "+12.5"."""
+def shown(value: float, unit: str) -> str:
+    """A score as people read it: a fraction as per cent, a plain number with three digits."""
+    if unit == "percent" or not np.isfinite(value):
+        return percent(value)
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def points(value: float, unit: str = "percent") -> str:
+    """A difference with its sign: of two fractions in percentage points, "+12.5", else a plain number."""
     if not np.isfinite(value):
         return "+∞" if value > 0 else "−∞"
-    return f"{100 * value:+.1f}".replace("-", "−")
+    return (f"{100 * value:+.1f}" if unit == "percent" else f"{value:+.3g}").replace("-", "−")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """A value for JSON: numbers that are not finite become None."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, float) and not np.isfinite(value):
         return None
     return value

@@ -61,13 +61,22 @@ class Split:
         """What is true of the samples, all of them or those with the given numbers; no picture is read."""
         for number in range(len(self)) if numbers is None else numbers:
             entry = self.index.entry(number)
-            sample = self._read_text(entry)
+            sample = self._text_of(entry)
             answers = [message["content"] for message in sample.messages if message["role"] == "assistant"]
             values = self.parser.truth(sample.target, answers[-1] if answers else "")
             yield Truth(key=sample.key, group=entry.group or sample.key, values=values)
 
-    def _read_text(self, entry: IndexEntry) -> Sample:
-        """A sample without its pictures."""
+    def read_text(self, number: int) -> Sample:
+        """One sample without its pictures; raises ShardError where the shard is damaged."""
+        return self._text_of(self.index.entry(number))
+
+    def group_codes(self, count: int) -> NDArray[np.int64]:
+        """int64 [count], equal for the first samples that are of one group; one without a group is its own."""
+        codes: dict[str, int] = {}
+        groups = (self.index.group(number) or f"\0{number}" for number in range(count))
+        return np.fromiter((codes.setdefault(group, len(codes)) for group in groups), np.int64, count)
+
+    def _text_of(self, entry: IndexEntry) -> Sample:
         (text,) = self._reader.texts([entry])
         if isinstance(text, ShardError):
             raise text
@@ -78,31 +87,30 @@ class Split:
             raise ShardError(path, entry.key, entry.members[0].offset, str(error)) from error
 
 
-def exchanged_pictures(counts: NDArray[np.int64], groups: list[str], seed: int = 0) -> list[list[tuple[int, int]]]:
-    """For each sample, whose pictures it gets instead of its own: never one of its own group where that can be.
+def exchanged_pictures(counts: NDArray[np.int64], groups: NDArray[np.int64], seed: int = 0) -> NDArray[np.int64]:
+    """Whose pictures each sample gets instead of its own: never one of its own group where that can be.
 
     Every picture is used once. In a random order of the groups each picture moves on by the size of the largest group.
 
     Args:
         counts: int64 [n] pictures of each sample.
-        groups: [n] the group of each sample.
+        groups: int64 [n] the group of each sample, numbers from 0 on.
 
     Returns:
-        [n] lists of (sample, place of the picture in it), as long as counts says.
+        int64 [pictures, 2]: for each picture of the samples in turn, the sample whose picture is shown instead, and
+        that one's place there.
 
     Raises:
         SplitError: there are no pictures of two samples to exchange.
     """
     if int((counts > 0).sum()) < 2:
         raise SplitError("pictures can only be shuffled among at least two samples that have some; take more samples")
-    names = sorted(set(groups))
-    place = dict(zip(np.random.default_rng(seed).permutation(len(names)).tolist(), names, strict=True))
-    order = {name: rank for rank, name in place.items()}
-    slots = [(sample, picture) for sample, count in enumerate(counts.tolist()) for picture in range(count)]
-    slots.sort(key=lambda slot: (order[groups[slot[0]]], slot))
-    largest = max(np.unique([order[groups[sample]] for sample, _ in slots], return_counts=True)[1].tolist())
+    samples = np.repeat(np.arange(len(counts)), counts)
+    slots = np.stack((samples, np.arange(len(samples)) - np.repeat(np.cumsum(counts) - counts, counts)), axis=1)
+    place = np.random.default_rng(seed).permutation(int(groups.max()) + 1)[groups[samples]]
+    order = np.argsort(place, kind="stable")
+    largest = int(np.bincount(place).max())
     step = largest if largest < len(slots) else int(counts.max())
-    received: list[list[tuple[int, int]]] = [[(0, 0)] * int(count) for count in counts]
-    for position, (sample, picture) in enumerate(slots):
-        received[sample][picture] = slots[(position + step) % len(slots)]
+    received = np.empty_like(slots)
+    received[order] = slots[np.roll(order, -step)]
     return received
