@@ -57,6 +57,28 @@ def test_adapters_and_groups_are_those_of_the_optimizer(dora: bool) -> None:
     assert sorted(sum(one.numel for one in group) for group in setup.groups()) == sorted(wanted)
 
 
+def test_the_copy_that_saves_are_written_from_is_host_memory() -> None:
+    for setup in (
+        Setup(sizes=PUBLISHED, zero=Zero(stage=2), ranks=1),
+        Setup(sizes=PUBLISHED, zero=Zero(stage=3), ranks=1),
+    ):
+        trained = sum(tensor.numel for group in setup.groups() for tensor in group)
+        load = PackLoad(
+            tokens=64,
+            labels=8,
+            crops=1,
+            pictures=1,
+            image_tokens=40,
+            crop_chunks=1,
+            label_chunks=1,
+            longest=64,
+            samples=1,
+        )
+        without = estimate(replace(setup, copies_saves=False), load)
+        assert estimate(setup, load).host == without.host + 12 * trained
+        assert estimate(setup, load).peak == without.peak
+
+
 def test_full_training_leaves_out_what_is_frozen_and_what_is_never_run() -> None:
     model = small_model()
     wanted = sum(

@@ -59,7 +59,7 @@ class Estimate:
     device: dict[str, Peak]
     """The peaks of start, packs and step."""
     host: int
-    """Bytes of the host's memory a rank: offloaded states, checkpointed inputs."""
+    """Bytes of the host's memory a rank: offloaded states, checkpointed inputs, the copy that is written as a save."""
 
     @property
     def peak(self) -> Peak:
@@ -118,7 +118,7 @@ class Rank:
             self.one_pass(first=number == 0)
         self.ledger.moment = "step"
         self.step()
-        return Estimate(device=self.ledger.peaks, host=int(self.host) + self.kept_on_host())
+        return Estimate(device=self.ledger.peaks, host=int(self.host) + self.kept_on_host() + self.copied())
 
     def kept_on_host(self) -> int:
         """Bytes of the layers' inputs that checkpointing keeps in the host's memory."""
@@ -128,6 +128,10 @@ class Rank:
         text = setup.sizes.layers * setup.sizes.hidden * load.tokens
         eyes = (setup.sizes.tower_layers - 1) * setup.sizes.width * setup.sizes.crop_tokens * load.crops
         return self.value * (text * setup.checkpoint_decoder + eyes * setup.checkpoint_vision)
+
+    def copied(self) -> int:
+        """Bytes of the copy that saves are written from: fp32 weight and both moments of what this rank holds."""
+        return 12 * sum(self.share(group) for group in self.groups) if self.setup.copies_saves else 0
 
     def start(self) -> None:
         """Weights, their fp32 copy, Adam's moments, buffers."""

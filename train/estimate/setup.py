@@ -95,6 +95,8 @@ class Setup:
     checkpoint_decoder: bool = True
     checkpoint_vision: bool = True
     checkpoint_offload: bool = False
+    copies_saves: bool = True
+    """Checkpoints are written from a copy in the host's memory (`checkpoint.background`)."""
     on_cpu: bool = False
     """Ranks on the CPU over gloo, which copies what it sends and where memory counts from its first use."""
 
@@ -119,6 +121,7 @@ class Setup:
             checkpoint_decoder=config.model.checkpoint_decoder,
             checkpoint_vision=config.model.checkpoint_vision,
             checkpoint_offload=config.model.checkpoint_offload,
+            copies_saves=config.checkpoint.background,
             on_cpu=on_cpu,
         )
 
