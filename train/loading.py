@@ -15,6 +15,7 @@ from train.config import load as load_config
 from train.config_schema import Config
 from train.keeping import best, found, newest
 from train.material import cached_snapshot, find_model, lacks, shards_folder
+from train.merging import check_finite
 from train.model import Phi3VForCausalLM, Phi3VProcessor
 from train.model.lora import add_lora, merge_lora
 from train.score.facts import Origin
@@ -142,8 +143,11 @@ def load_run(
     )
 
 
-def _trained_from(run: Path, which: str) -> tuple[Config, Path, Path]:
-    """A run's settings, the checkpoint asked for, and the model folder that training started from."""
+def trained_from(run: Path, which: str) -> tuple[Config, Path, Path]:
+    """A run's settings, the checkpoint asked for, and the model folder that training started from.
+
+    Raises UserError where there is no whole checkpoint, or the folder is not the model any more that it was.
+    """
     config = load_config(run / "config.yaml")
     chosen = choose_checkpoint(run, which)
     saved = Manifest.load(chosen)
@@ -158,7 +162,7 @@ def _trained_from(run: Path, which: str) -> tuple[Config, Path, Path]:
 
 
 def _load_checkpoint(run: Path, which: str, dtype: torch.dtype, device: torch.device) -> Loaded:
-    config, chosen, folder = _trained_from(run, which)
+    config, chosen, folder = trained_from(run, which)
     shards = ShardManifest.load(shards_folder(config))
     # Adapters are merged in float32: in bfloat16 the sum would be rounded twice.
     adapted = config.tune.method != "full"
@@ -167,15 +171,20 @@ def _load_checkpoint(run: Path, which: str, dtype: torch.dtype, device: torch.de
         model = merge_lora(_with_adapters(model, config, chosen))
     else:
         _copy_tensors(model, chosen)
-    processor = Phi3VProcessor.from_pretrained(folder, num_crops=config.model.num_crops)
-    processor.chat_template = shards.chat_template["template"]
     return Loaded(
         model=model.to(device=device, dtype=dtype).eval(),
-        processor=processor,
+        processor=processor_of(config, folder, shards),
         task=Task.of(shards),
         folder=folder,
         origin=Origin(run=run, checkpoint=chosen, config=config, shards=shards),
     )
+
+
+def processor_of(config: Config, folder: Path, shards: ShardManifest) -> Phi3VProcessor:
+    """The base's processor with num_crops and chat template as trained with."""
+    processor = Phi3VProcessor.from_pretrained(folder, num_crops=config.model.num_crops)
+    processor.chat_template = shards.chat_template["template"]
+    return processor
 
 
 def _from_folder(folder: Path, dtype: torch.dtype) -> Phi3VForCausalLM:
@@ -183,19 +192,6 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> Phi3VForCausalLM:
         return Phi3VForCausalLM.from_pretrained(folder, dtype=dtype)
     except ValueError as error:
         raise ModelError(str(error)) from error
-
-
-def load_adapters(run: Path, checkpoint: str = "best") -> tuple["PeftModel", Origin]:
-    """A run's adapters on the model that its training started from, float32 on the CPU.
-
-    Raises UserError where the run trained none, and as `load_run` does.
-    """
-    config, chosen, folder = _trained_from(run, checkpoint)
-    if config.tune.method == "full":
-        raise ModelError(f"{run} was trained in full (tune.method: full), so it has no adapters; export the model")
-    model = _with_adapters(_from_folder(folder, torch.float32), config, chosen)
-    shards = ShardManifest.load(shards_folder(config))
-    return model, Origin(run=run, checkpoint=chosen, config=config, shards=shards)
 
 
 def _with_adapters(model: Phi3VForCausalLM, config: Config, checkpoint: Path) -> "PeftModel":
@@ -212,10 +208,5 @@ def _copy_tensors(model: torch.nn.Module, checkpoint: Path) -> None:
     for name, tensor in full_tensors(checkpoint):
         if name not in parameters or parameters[name].shape != tensor.shape:
             raise CheckpointError(f"{checkpoint}: {name} {list(tensor.shape)} is not a parameter of this model")
-        bad = int((~torch.isfinite(tensor)).sum())
-        if bad:
-            raise CheckpointError(
-                f"{checkpoint}: {bad} of {tensor.numel()} values of {name} are NaN or infinite: the training diverged; "
-                "take an earlier checkpoint by --checkpoint, and train with a lower optim.lr"
-            )
+        check_finite(checkpoint, name, tensor)
         parameters[name].copy_(tensor)

@@ -22,6 +22,7 @@ IMG_PROCESSOR = {
     "image_dim_out": 1024,
     "num_img_tokens": 144,
 }
+CAME_WITH_A_FOLDER = not __name__.startswith("train.")
 
 
 @strict
@@ -31,6 +32,7 @@ class Phi3VConfig(Phi3Config):
     `rope_scaling` is taken in the published form {"type": "su", "short_factor", "long_factor"} and written back so.
     `img_processor["vision_config"]`, where present, holds `CLIPVisionConfig` fields in place of ViT-L/14-336.
     `auto_map` and the file's own attention setting are ignored: remote code is never followed, the caller chooses.
+    Where this very file came with a folder, the Auto classes find the model beside it by `auto_map`.
 
     Raises ValueError for rope types, picture layers or sizes that the published model family does not have.
     """
@@ -41,8 +43,9 @@ class Phi3VConfig(Phi3Config):
     img_processor: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        for ignored in ("auto_map", "_attn_implementation"):
-            kwargs.pop(ignored, None)
+        kwargs.pop("_attn_implementation", None)
+        if not CAME_WITH_A_FOLDER:
+            kwargs.pop("auto_map", None)
         given: dict[str, Any] | None = self.rope_parameters  # type: ignore[has-type]
         scaling = kwargs.pop("rope_scaling", None) or given
         kwargs["rope_scaling"] = self._rope_parameters(scaling, kwargs.pop("rope_theta", None))

@@ -13,13 +13,14 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.loading_report import LoadStateDictInfo
 
-from train.model import partitioned, weights
 from train.model.attention import SETTINGS, Segments
 from train.model.backbone import Phi3VModel, Phi3VPreTrainedModel
 from train.model.configuration import Phi3VConfig
 from train.model.head import LabelHead
+from train.model.partitioned import is_partitioned, keep_unfilled, load_slices
 from train.model.pictures import read_pictures
 from train.model.recompute import checkpoint_to_host
+from train.model.weights import check_folder, check_loading
 
 
 @dataclass(kw_only=True)
@@ -51,17 +52,17 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
         """
         # The Auto classes have put the caller's choice into the configuration that they hand on.
         given = kwargs.get("config")
-        chosen = given._attn_implementation if isinstance(given, Phi3VConfig) else None
+        chosen = getattr(given, "_attn_implementation", None)
         attention = kwargs.pop("attn_implementation", None) or chosen or "auto"
         attention = {"auto": "sdpa", "flash_attention_2": "flash"}.get(attention, attention)
         if attention not in SETTINGS:
             raise ValueError(f"attn_implementation: {attention!r} is not one of {', '.join(SETTINGS)}")
         kwargs["attn_implementation"] = "eager" if attention == "eager" else "sdpa"
         wants_info = kwargs.pop("output_loading_info", False)
-        weights.check_folder(pretrained_model_name_or_path, kwargs)
+        check_folder(pretrained_model_name_or_path, kwargs)
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         model, info = loaded
-        weights.check_loading(pretrained_model_name_or_path, info)
+        check_loading(pretrained_model_name_or_path, info)
         model.model.set_attention(attention)
         model.model.freeze_unused()
         return loaded if wants_info else model
@@ -70,7 +71,7 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
     def get_init_context(cls, *args: Any, **kwargs: Any) -> list[Any]:
         """The contexts that from_pretrained builds the model in."""
         contexts: list[Any] = super().get_init_context(*args, **kwargs)
-        partitioned.keep_unfilled(contexts)
+        keep_unfilled(contexts)
         return contexts
 
     @staticmethod
@@ -78,12 +79,12 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
         model: "Phi3VForCausalLM", state_dict: Any, checkpoint_files: list[str] | None, load_config: Any, *args: Any
     ) -> tuple[LoadStateDictInfo, Any]:
         """transformers' own loading, but for a partitioned model, whose whole weights rank 0 would hold meanwhile."""
-        if state_dict is not None or not checkpoint_files or not partitioned.is_partitioned(model):
+        if state_dict is not None or not checkpoint_files or not is_partitioned(model):
             loaded: Any = PreTrainedModel._load_pretrained_model(
                 model, state_dict, checkpoint_files, load_config, *args
             )
             return loaded
-        partitioned.load_slices(model, [Path(file) for file in checkpoint_files])
+        load_slices(model, [Path(file) for file in checkpoint_files])
         nothing: tuple[set[Any], ...] = (set(), set(), set())
         return LoadStateDictInfo(*nothing, error_msgs=[], conversion_errors={}, skipped_pp_keys=set()), None
 

@@ -80,6 +80,10 @@ class Phi3VProcessor:
             files=files,
         )
 
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoProcessor") -> None:
+        """What AutoProcessor calls for a class whose code came with a model's folder; there is nothing to remember."""
+
     def save_pretrained(self, folder: str | os.PathLike[str], **kwargs: Any) -> list[str]:
         """Write preprocessor_config.json and the tokenizer's files, a changed chat template among them."""
         folder = Path(folder)
