@@ -204,6 +204,8 @@ class WandbSection(Section):
     project: str = "phi3-vision"
     entity: str | None = None
     tags: list[str] = []
+    artifact_gb: Annotated[float, Field(ge=0)] = 2.0
+    """The best checkpoint is an artifact of the run: uploaded up to so many GB, by path and hashes above."""
 
 
 class Config(Section):

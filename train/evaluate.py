@@ -42,6 +42,7 @@ from train.score.scores import Score, Truth, finite, score_split, shown
 from train.score.slices import Slice, slice_scores
 from train.score.split import Split
 from train.score.upload import upload_table
+from train.tracking import BASE
 
 FORMAT_VERSION = 1
 MOST_PICTURES = 4  # of one sample, in the report
@@ -135,7 +136,7 @@ def _score(run: Path, origin: Origin, opened: Split, controls: Sequence[str], ba
         answers,
         training,
         {control: said(control) for control in controls},
-        {"base model": said("base")} if base else {},
+        {BASE: said("base")} if base else {},
     )
     slices = slice_scores(fields, truths, answers, training)
     facts = run_facts(origin)

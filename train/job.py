@@ -278,6 +278,8 @@ def work(config: Config, settings: dict[str, Any], run: RunFolder, world: World,
         )
         state = training.go()
     if tracker is not None:
+        if state == "finished":
+            tracker.best_model()
         tracker.finish()
     if state == "finished":
         console.say(f"finished: {training.done:,} steps ({stopping.reason() or end.rule}); {checkpoints.newest}")

@@ -1,5 +1,6 @@
 """Weights & Biases: online, offline or not at all; its troubles never end a training."""
 
+import json
 import netrc
 import os
 import uuid
@@ -9,6 +10,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from train.config_schema import WandbSection
+
+BASE = "base model"
+"""Name of the model that training started from, among those that an evaluation compares with."""
 
 
 def has_key(environment: Mapping[str, str]) -> bool:
@@ -36,6 +40,34 @@ def choose_mode(setting: str, environment: Mapping[str, str]) -> str:
     return "online" if has_key(environment) else "offline"
 
 
+def gain_over_base(run: Path, checkpoint: str) -> dict[str, dict[str, Any]] | None:
+    """How much better than the base model a checkpoint was measured to be: by score, gain with its 95 % interval.
+
+    Returns None where `train.evaluate --base` has not measured that checkpoint.
+    """
+    path = run / "evaluation/scores.json"
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    if found.get("checkpoint") != checkpoint:
+        return None
+    gains = {
+        f"{score['field']} {score['metric']}": {**model["gain"], "excludes_zero": model["better"]}
+        for score in found["scores"]
+        for model in score.get("models", ())
+        if model["name"] == BASE
+    }
+    return gains or None
+
+
+def said_of(gain: Mapping[str, Mapping[str, Any]] | None) -> str:
+    """A gain over the base model in words."""
+    if gain is None:
+        return "its gain over the base model is not measured"
+    shown = [name for name, one in gain.items() if one["excludes_zero"]]
+    return f"its gain over the base model excludes zero in {len(shown)} of {len(gain)} scores" + (
+        f" ({', '.join(shown)})" if shown else ""
+    )
+
+
 class Tracker:
     """One run's record at W&B, under the same id each time the run goes on. Made on rank 0 alone."""
 
@@ -47,6 +79,7 @@ class Tracker:
         self.mode = choose_mode(settings.mode, os.environ)
         self.run: Any = None
         self.folder = folder
+        self.artifact_bytes = settings.artifact_gb * 1e9
         if self.mode == "disabled":
             return
         try:
@@ -83,6 +116,44 @@ class Tracker:
             return
         try:
             self.run.log(dict(values), step=step)
+        except Exception as error:
+            self.give_up(error)
+
+    def best_model(self) -> None:
+        """Add the best checkpoint, of which best.json tells, as an artifact of type `model` named after the run."""
+        known = self.folder / "best.json"
+        best = json.loads(known.read_text()) if self.run is not None and known.is_file() else {}
+        checkpoint = self.folder / best.get("checkpoint", "gone")
+        if not best or not checkpoint.is_dir():
+            return
+        try:
+            import wandb
+
+            gain = gain_over_base(self.folder, checkpoint.name)
+            size = sum(file.stat().st_size for file in checkpoint.iterdir())
+            artifact = wandb.Artifact(
+                name=f"{self.folder.name}-best",
+                type="model",
+                description=f"Checkpoint of step {best['step']}: validation loss {best['loss']:.4f}; {said_of(gain)}. "
+                "python -m train.export makes a model of it.",
+                metadata={
+                    "step": best["step"],
+                    "validation_loss": best["loss"],
+                    "bytes": size,
+                    "path": str(checkpoint.absolute()),
+                    "gain_over_base": gain,
+                    "gain_over_base_in_words": said_of(gain),
+                },
+            )
+            artifact.add_file(str(checkpoint / "manifest.json"))
+            for file in sorted(checkpoint.glob("*.safetensors")):
+                if size <= self.artifact_bytes:
+                    artifact.add_file(str(file))
+                else:  # the manifest has the hashes
+                    artifact.add_reference(file.absolute().as_uri(), checksum=False)
+            with artifact.new_file("gain_over_base.json") as text:
+                json.dump(gain, text)
+            self.run.log_artifact(artifact, aliases=["best", f"step-{best['step']}"])
         except Exception as error:
             self.give_up(error)
 

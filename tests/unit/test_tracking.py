@@ -1,5 +1,6 @@
 """Which W&B mode is taken, and that its troubles end nothing."""
 
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,7 +8,13 @@ from types import SimpleNamespace
 import pytest
 
 from train.config_schema import WandbSection
-from train.tracking import Tracker, choose_mode
+from train.tracking import BASE, Tracker, choose_mode, gain_over_base, said_of
+
+CASES = [
+    ("step-000020", 0.1, "excludes zero in 1 of 1 scores (title exact)"),
+    ("step-000020", -0.1, "excludes zero in 0 of 1 scores"),
+    ("step-000010", 0.1, "is not measured"),
+]
 
 
 @pytest.fixture
@@ -64,6 +71,76 @@ def test_a_run_keeps_its_id(home: Path, monkeypatch: pytest.MonkeyPatch) -> None
     for _ in range(2):
         Tracker(WandbSection(mode="offline"), home, "name", {})
     assert ids[0] == ids[1]
+
+
+def scores(checkpoint: str, low: float) -> str:
+    """As evaluation/scores.json has them, of one score."""
+    gain = {"value": 0.2, "low": low, "high": 0.3}
+    models = [{"name": BASE, "gain": gain, "better": low > 0}]
+    return json.dumps({"checkpoint": checkpoint, "scores": [{"field": "title", "metric": "exact", "models": models}]})
+
+
+def best_run(folder: Path) -> Path:
+    """A run folder with a best checkpoint."""
+    checkpoint = folder / "spring/checkpoints/step-000020"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "manifest.json").write_text("{}")
+    (checkpoint / "rank-00000.safetensors").write_bytes(b"weights")
+    best = {"step": 20, "checkpoint": "checkpoints/step-000020", "loss": 1.25}
+    (folder / "spring/best.json").write_text(json.dumps(best))
+    return folder / "spring"
+
+
+@pytest.mark.parametrize(("checkpoint", "low", "words"), CASES)
+def test_the_gain_over_the_base_is_told_of_the_checkpoint_that_was_measured(
+    tmp_path: Path, checkpoint: str, low: float, words: str
+) -> None:
+    run = best_run(tmp_path)
+    assert said_of(gain_over_base(run, "step-000020")) == "its gain over the base model is not measured"
+    (run / "evaluation").mkdir()
+    (run / "evaluation/scores.json").write_text(scores(checkpoint, low))
+    assert words in said_of(gain_over_base(run, "step-000020"))
+
+
+def offline_record(run: Path) -> bytes:
+    """What W&B wrote beside an offline run."""
+    return b"".join(file.read_bytes() for file in (run / "wandb").glob("offline-run-*/*.wandb"))
+
+
+@pytest.mark.parametrize("most_gb", [2.0, 0.0])
+def test_the_best_model_is_an_artifact_of_an_offline_run(
+    home: Path, monkeypatch: pytest.MonkeyPatch, most_gb: float
+) -> None:
+    monkeypatch.setenv("WANDB_DATA_DIR", str(home / "data"))
+    run = best_run(home)
+    (run / "evaluation").mkdir()
+    (run / "evaluation/scores.json").write_text(scores("step-000020", 0.1))
+    tracker = Tracker(WandbSection(mode="offline", artifact_gb=most_gb), run, "spring", {})
+    tracker.best_model()
+    assert tracker.run is not None
+    tracker.finish()
+    record = offline_record(run)
+    for words in (
+        b"spring-best",
+        b"excludes zero in 1 of 1 scores (title exact)",
+        b"validation loss 1.2500",
+        b"step-20",
+    ):
+        assert words in record
+    staged = [file for file in (home / "data").rglob("*") if file.is_file()]
+    assert any(file.read_bytes() == b"weights" for file in staged) == (most_gb > 0)
+    assert ((run / "checkpoints/step-000020/rank-00000.safetensors").as_uri().encode() in record) == (most_gb == 0)
+
+
+def test_a_run_without_a_best_checkpoint_has_no_artifact(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[object] = []
+    fake = SimpleNamespace(log_artifact=logged.append, dir=str(home))
+    module = SimpleNamespace(init=lambda **kwargs: fake, Settings=lambda **kwargs: None)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    tracker = Tracker(WandbSection(mode="offline"), home, "name", {})
+    tracker.best_model()
+    assert logged == []
+    assert tracker.run is fake
 
 
 def test_disabled_never_imports_wandb(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,7 @@ def upload_table(
         tracker.run.log({"evaluation/predictions": table, "evaluation/pictures": pictures})
     except Exception as error:
         tracker.give_up(error)
+    tracker.best_model()
     tracker.finish()
 
 
