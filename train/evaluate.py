@@ -37,7 +37,7 @@ from train.score.card import SCORES_FILE
 from train.score.comparing import columns, compare_runs, comparison_table
 from train.score.facts import Facts, Origin, run_facts
 from train.score.fields import FieldValue, Prediction, each_prediction, read_predictions
-from train.score.report import Report, Shown, render, shown_keys, thumbnail, verdicts
+from train.score.report import PICTURE_BYTES, Report, Shown, render, shown_keys, thumbnail, verdicts
 from train.score.scores import Score, Truth, finite, score_split, shown
 from train.score.slices import Slice, slice_scores
 from train.score.split import Split
@@ -45,7 +45,7 @@ from train.score.upload import upload_table
 from train.tracking import BASE
 
 FORMAT_VERSION = 1
-MOST_PICTURES = 4  # of one sample, in the report
+PICTURES_OF_ONE = 4  # sample, in the report
 
 
 class EvaluationError(UserError):
@@ -189,13 +189,16 @@ def _shown(split: Split, truths: Sequence[Truth], predictions: Sequence[Predicti
         )
 
     bare = [sample(number, ()) for number in range(len(truths))]
-    wanted = shown_keys(split.parser.fields, bare)
-    return [
-        sample(number, tuple(thumbnail(open_picture(data)) for data in split.read(number)[1][:MOST_PICTURES]))
-        if truths[number].key in wanted
-        else bare[number]
-        for number in range(len(truths))
-    ]
+    numbers = {truth.key: number for number, truth in enumerate(truths)}
+    used = 0
+    for key in shown_keys(split.parser.fields, bare):
+        number = numbers[key]
+        pictures = tuple(thumbnail(open_picture(data)) for data in split.read(number)[1][:PICTURES_OF_ONE])
+        used += sum(map(len, pictures))
+        if used > PICTURE_BYTES:
+            break
+        bare[number] = sample(number, pictures)
+    return bare
 
 
 def _report(

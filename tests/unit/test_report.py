@@ -2,14 +2,16 @@
 
 import base64
 import io
+import json
 import re
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from train.score.charts import Line, Point, Whisker, line_chart, scatter_chart, smoothed, whisker_chart
-from train.score.report import MOST_ROWS, THUMBNAIL_SIDE, Curve, Report, Shown, render, shown_keys, thumbnail, verdicts
+from train.score.report import THUMBNAIL_SIDE, Curve, Report, Shown, render, shown_keys, thumbnail, verdicts
 from train.score.scores import Truth, score_split
 
 FIELDS = {"title": "text", "category": "category", "price": "number"}
@@ -72,7 +74,7 @@ def report(count: int = 30, title: str = "Coat") -> Report:
 
 def test_nothing_from_the_data_becomes_markup() -> None:
     page = Page(render(report(title=HOSTILE)))
-    assert sum(tag == "script" for tag, _ in page.tags) == 1
+    assert sum(tag == "script" for tag, _ in page.tags) == 2
     assert not any("onerror" in attributes for _, attributes in page.tags)
     assert HOSTILE in page.text
 
@@ -87,39 +89,51 @@ def test_the_page_loads_nothing_from_anywhere() -> None:
     policy = next(attributes["content"] for _, attributes in page.tags if "http-equiv" in attributes)
     assert policy is not None
     assert policy.startswith("default-src 'none'; img-src data:")
-    nonce = next(attributes["nonce"] for tag, attributes in page.tags if tag == "script")
+    nonce = next(attributes["nonce"] for tag, attributes in page.tags if tag == "script" and "nonce" in attributes)
     assert f"script-src 'nonce-{nonce}'" in policy
 
 
+def gallery(page: str) -> dict[str, Any]:
+    """The samples that the page's script shows."""
+    found = re.search(r'<script type="application/json" id="samples">(.*?)</script>', page, re.DOTALL)
+    assert found is not None
+    data: dict[str, Any] = json.loads(found[1])
+    return data
+
+
 def test_every_sample_has_its_picture_truth_and_prediction() -> None:
-    page = Page(render(report(count=5)))
-    rows = [attributes for tag, attributes in page.tags if tag == "tbody" and "data-row" in attributes]
-    assert [row["data-fields"] for row in rows] == ["000", "110", "111", "111", "111"]
-    assert [row["data-right"] for row in rows] == ["0", "0", "1", "1", "1"]
-    assert "could not be read" in page.text
-    assert all(f"key{row}" in page.text for row in range(5))
+    data = gallery(render(report(count=5)))
+    assert data["fields"] == list(FIELDS)
+    assert [sample["right"] for sample in data["samples"]] == [[False] * 3, [True, True, False], *[[True] * 3] * 3]
+    assert [sample["unread"] for sample in data["samples"]] == [True, *[False] * 4]
+    assert all(sample["key"] == f"key{row}" for row, sample in enumerate(data["samples"]))
+    assert all(sample["pictures"][0].startswith("data:image/jpeg;base64,") for sample in data["samples"])
+    assert data["samples"][1]["off"][2] == "91.1 %"
 
 
 def test_the_same_report_gives_the_same_bytes() -> None:
     assert render(report()) == render(report())
 
 
-def test_the_table_is_cut_and_says_so() -> None:
-    page = Page(render(report(count=MOST_ROWS + 7)))
-    assert sum(tag == "tbody" for tag, attributes in page.tags if "data-row" in attributes) == MOST_ROWS
-    assert f"The first {MOST_ROWS} of {MOST_ROWS + 7} samples" in page.text
+def test_the_gallery_is_cut_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.score.report.MOST_SAMPLES", 20)
+    page = render(report(count=27))
+    assert len(gallery(page)["samples"]) == 20
+    assert "The first 20 of 27 samples" in Page(page).text
 
 
-def test_pictures_are_needed_of_the_first_rows_and_of_the_worst() -> None:
-    whole = report(count=MOST_ROWS + 7)
+def test_pictures_are_needed_of_the_worst_and_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.score.report.MOST_PICTURES", 10)
+    whole = report(count=40)
     last = whole.samples[-1]
     samples = [
         *whole.samples[:-1],
         Shown(key=last.key, thumbnails=(), truths=last.truths, predicted={"price": 1e6}, answer="", logprob=0.0),
     ]
     keys = shown_keys(FIELDS, samples)
-    assert last.key in keys
-    assert samples[MOST_ROWS + 1].key not in keys
+    assert len(keys) == 10
+    assert keys[:2] == ["key0", last.key]
+    assert samples[30].key not in keys
 
 
 def test_verdicts_name_the_scores_that_are_not_better() -> None:

@@ -20,7 +20,11 @@ from train.score.metrics import PRICE_TOLERANCE, is_right, percentage_error
 from train.score.scores import Rival, Score, percent, points, shown
 from train.score.slices import Slice
 
-MOST_ROWS = 400
+MOST_SAMPLES = 20_000
+MOST_PICTURES = 2_000
+PICTURE_BYTES = 22_000_000
+"""Of all pictures in one report, as they stand in it; the rest of 30 MB is for the samples' texts."""
+MOST_LETTERS = 400
 THUMBNAIL_SIDE = 112
 _MOST_CLASSES = 24
 
@@ -58,7 +62,7 @@ class Report:
     data: Mapping[str, str]  # the same about the data
     fields: Mapping[str, str]
     scores: Sequence[Score]
-    samples: Sequence[Shown]  # all scored samples in plan order; thumbnails may be missing past MOST_ROWS
+    samples: Sequence[Shown]  # all scored samples in plan order; thumbnails may be missing past MOST_PICTURES
     splits: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     rejected: Mapping[str, int] = field(default_factory=dict)
     curve: Curve = field(default_factory=Curve)
@@ -83,13 +87,14 @@ def thumbnail(picture: Image.Image) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def shown_keys(fields: Mapping[str, str], samples: Sequence[Shown]) -> set[str]:
-    """The keys of the samples whose pictures the report shows: the first ones, and the worst by each number field."""
-    keys = {sample.key for sample in samples[:MOST_ROWS]}
+def shown_keys(fields: Mapping[str, str], samples: Sequence[Shown]) -> list[str]:
+    """The keys of the samples whose pictures the report shows: the worst by each number field, and the first ones."""
+    keys: dict[str, None] = {}
     for name, kind in fields.items():
         if kind == "number":
-            keys.update(sample.key for sample, _ in _worst(name, samples))
-    return keys
+            keys |= dict.fromkeys(sample.key for sample, _ in _worst(name, samples))
+    keys |= dict.fromkeys(sample.key for sample in samples[:MOST_PICTURES])
+    return list(keys)[:MOST_PICTURES]
 
 
 def render(report: Report) -> str:
@@ -110,7 +115,11 @@ def render(report: Report) -> str:
         verdicts=verdicts(report.scores),
         cards=[(score, _whiskers(score)) for score in report.scores],
         charts=_curves(report.curve),
-        rows=[_row(report.fields, sample) for sample in report.samples[:MOST_ROWS]],
+        gallery={
+            "fields": list(report.fields),
+            "samples": [_row(report.fields, sample) for sample in report.samples[:MOST_SAMPLES]],
+        },
+        slices=_slices(report.slices),
         worst=[(name, _worst(name, report.samples)) for name in numbers],
         confusions=[(name, _confusion(name, report.samples)) for name in categories],
         scatters=[(name, _scatter(name, report.samples)) for name in numbers],
@@ -153,7 +162,9 @@ def _whiskers(score: Score) -> Markup:
         return Whisker(label=label, style=style, value=one.value, low=one.low, high=one.high, shown=text)
 
     rows = [row("this model", "model", score)]
-    rows += [row(f"{rival.name}: {_value(rival.answer)}"[:44], "baseline", rival) for rival in score.baselines]
+    for rival in score.baselines:
+        name = rival.name if rival.answer is None else f"{rival.name}: {_value(rival.answer)}"
+        rows.append(row(name[:44], "baseline", rival))
     rows += [row(control_name(rival.name), "control", rival) for rival in score.controls]
     rows += [row(rival.name, "baseline", rival) for rival in score.models]
     title = f"{score.label}: model, baselines and controls with 95 % intervals"
@@ -180,14 +191,45 @@ def _curves(curve: Curve) -> list[tuple[str, Markup]]:
 
 
 def _row(fields: Mapping[str, str], sample: Shown) -> dict[str, Any]:
-    """A line of the table: per field the truth, the answer and whether it is right (None: no truth to compare with)."""
-    cells = []
+    """A sample of the gallery: per field the truth, the answer and whether it is right (None: no truth)."""
+    row: dict[str, Any] = {"truths": [], "said": [], "right": [], "off": []}
+    errors = []
     for name, kind in fields.items():
         truth, predicted = sample.truths[name], sample.predicted.get(name)
-        right = is_right(kind, truth, predicted) if truth is not None else None
+        row["truths"].append(_value(truth)[:MOST_LETTERS])
+        row["said"].append(None if predicted is None else _value(predicted)[:MOST_LETTERS])
+        row["right"].append(None if truth is None else is_right(kind, truth, predicted))
         error = percentage_error(truth, predicted) if kind == "number" and isinstance(truth, float) and truth else None
-        cells.append({"name": name, "truth": truth, "predicted": predicted, "right": right, "error": error})
-    return {"sample": sample, "cells": cells, "right": all(cell["right"] is not False for cell in cells)}
+        row["off"].append("" if error is None or predicted is None else percent(error))
+        errors += [] if error is None else [error]
+    largest = max(errors, default=0.0)
+    return {
+        "key": sample.key,
+        "pictures": sample.thumbnails,
+        **row,
+        "unread": None in row["said"],
+        "answer": sample.answer[:MOST_LETTERS],
+        "sure": round(sample.logprob, 4),
+        "error": round(largest, 6) if math.isfinite(largest) else None,
+    }
+
+
+def _slices(slices: Sequence[Slice]) -> list[tuple[str, list[str], list[tuple[str, int, list[Any]]]]]:
+    """For each field by which samples are alike: its scores' labels, and a line a group."""
+    tables = []
+    for by in dict.fromkeys(one.by for one in slices):
+        of = [one for one in slices if one.by == by]
+        labels = list(dict.fromkeys(label for one in of for label in one.scores))
+        lines = [
+            (
+                one.value,
+                one.n,
+                [(one.scores[label], one.units[label]) if label in one.scores else None for label in labels],
+            )
+            for one in of
+        ]
+        tables.append((by, labels, lines))
+    return tables
 
 
 def _worst(name: str, samples: Sequence[Shown], most: int = 12) -> list[tuple[Shown, float]]:
