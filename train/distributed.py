@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from data.schema import UserError
+from train.interfaces import choose_interface, is_here
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +35,11 @@ class Place:
     local_rank: int
     world_size: int
     local_world_size: int
+
+    @property
+    def several_nodes(self) -> bool:
+        """Whether ranks are on more than one machine."""
+        return self.local_world_size < self.world_size
 
     @property
     def speaks(self) -> bool:
@@ -206,8 +212,15 @@ def pick_device(place: Place, environment: MutableMapping[str, str]) -> "torch.d
     import torch
 
     if environment.get("DS_ACCELERATOR", "cuda") != "cpu" and torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        if place.local_rank >= count and "SLURM_STEP_ID" not in environment:
+            host = socket.gethostname()
+            raise StartError(
+                f"{host} has {count} GPU{'s' if count > 1 else ''}, and {place.local_world_size} ranks were started on "
+                f"it; in a hostfile write: {host} slots={count}, by hand: --num_gpus {count}"
+            )
         # Slurm may show each task its own GPU alone, which then is number 0.
-        environment["LOCAL_RANK"] = str(place.local_rank % torch.cuda.device_count())
+        environment["LOCAL_RANK"] = str(place.local_rank % count)
         device = torch.device("cuda", int(environment["LOCAL_RANK"]))
         torch.cuda.set_device(device)
         return device
@@ -225,6 +238,7 @@ def bring_together(place: Place, environment: MutableMapping[str, str]) -> World
     import torch
 
     device = pick_device(place, environment)
+    choose_interface(environment, place.several_nodes)
     import deepspeed
 
     # DeepSpeed calls collectives by names that torch is giving up, several times a pass.
@@ -234,6 +248,13 @@ def bring_together(place: Place, environment: MutableMapping[str, str]) -> World
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
     address = f"{environment['MASTER_ADDR']}:{environment.get('MASTER_PORT', PORT)}"
+    if place.rank == 0 and not is_here(environment["MASTER_ADDR"]):
+        # DeepSpeed's launcher starts a hostfile's only host where the command is typed, whatever its name.
+        raise StartError(
+            f"rank 0 runs on {socket.gethostname()}, but the ranks are to meet at {environment['MASTER_ADDR']}, which "
+            "is another machine; type the command on that one (a hostfile of one host starts no ranks by ssh), or "
+            "give --force_multi before train/main.py"
+        )
     try:
         deepspeed.init_distributed(timeout=TIMEOUT, auto_mpi_discovery=False, verbose=False)
     except torch.distributed.DistNetworkError as error:
