@@ -1,7 +1,7 @@
 """Fine-tunes Phi-3-vision with DeepSpeed ZeRO.
 
     deepspeed [--hostfile launch/hosts] train/main.py [--config FILE] [--set section.key=value …] [--run NAME]
-        [--profile 10-12] [--dry-run [--nodes N] [--gpus G] [--gpu-memory 80GiB] [--rate TOKENS]]
+        [--preflight never] [--profile 10-12] [--dry-run [--nodes N] [--gpus G] [--gpu-memory 80GiB] [--rate TOKENS]]
 
 torchrun, srun and plain python start it as well (torchrun takes --run for an option of its own: give it
 `--set run.name=NAME`). The same command goes on with a run that was ended before its time.
@@ -18,7 +18,6 @@ if __name__ == "__main__" and not __package__:
 import argparse
 import importlib.util
 import os
-import re
 import socket
 import time
 import traceback
@@ -30,11 +29,10 @@ from train.config_schema import Config
 from train.deepspeed_config import read
 from train.distributed import Place, bring_together, end_at_once, find_place, part
 from train.material import check
+from train.rank_log import RankLog, ending_of
 from train.runs import RunFolder
 
 USER_ERROR = 2
-# What gloo and NCCL say when the other side of a connection is gone.
-LOST = re.compile(r"Connection (closed|reset) by peer|Broken pipe|Socket closed|remote process exited", re.IGNORECASE)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -69,6 +67,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=float,
         metavar="TOKENS",
         help="tokens a second, of all ranks together, to count the dry run's hours by (default: this run's, so far)",
+    )
+    parser.add_argument(
+        "--preflight",
+        choices=("auto", "always", "never"),
+        default="auto",
+        help="look at every node before training; auto: where there are several",
     )
     parser.add_argument(
         "--profile", metavar="STEPS", help="write a torch trace of rank 0's steps, 12 or 10-12, into the run's folder"
@@ -112,7 +116,7 @@ def tell(place: Place, error: BaseException) -> None:
     where = f"[rank {place.rank} on {socket.gethostname()}] " if place.rank else ""
     if isinstance(error, UserError):
         print(f"{where}error: {error}", file=sys.stderr, flush=True)
-    elif LOST.search(str(error)):
+    elif ending_of(error) == "lost":
         print(
             f"{where}error: lost contact with another rank, which was ended or ran out of memory; its own messages "
             "say why. The same command goes on from the newest checkpoint",
@@ -127,6 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train; returns the exit code."""
     options = parse(arguments)
     place = find_place(os.environ)
+    log = None
     try:
         config = load(options.config, options.overrides, options.run)
         settings = read(config)
@@ -134,20 +139,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if place.rank == 0:
                 say_before(options, config)
             return 0
+        run = RunFolder(Path(config.run.folder) / str(config.run.name))
+        log = RankLog(run.path, place)
+        log.start()
         check(config, fetch=place.local_rank == 0)
         world = bring_together(place, os.environ)
     except UserError as error:
+        if log is not None:
+            log.finish("mendable", str(error))
         tell(place, error)
         return USER_ERROR
-    run = RunFolder(Path(config.run.folder) / str(config.run.name))
     try:
         from train.job import work
+        from train.preflight import preflight
 
+        if options.preflight == "always" or (options.preflight == "auto" and place.several_nodes):
+            preflight(world, config, run.path)
         work(config, settings, run, world, options.profile)
         part()
+        log.finish("well")
         return 0
     except BaseException as error:
         mendable = isinstance(error, UserError)
+        log.finish(ending_of(error), str(error) if mendable else f"{type(error).__name__}: {error}")
         run.set_failed(str(error) if mendable else f"rank {world.rank}: {type(error).__name__}: {error}")
         tell(place, error)
         end_at_once(USER_ERROR if mendable else 1)
