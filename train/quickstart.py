@@ -88,7 +88,7 @@ def stages(folder: Path) -> Iterator[Stage]:
     )
     yield Stage(
         name="evaluate",
-        says="answer for the held-out products, score, and again with the pictures shuffled",
+        says="answer for the held-out products, score, and again with other pictures, white ones, none",
         command=(*python, "train.evaluate", str(run)),
         outputs=(run / "evaluation/scores.json", run / "report.html"),
     )

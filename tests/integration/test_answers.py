@@ -1,15 +1,21 @@
 """From a run's folder to scores, report, exported folder and an answer, by the commands a person types."""
 
+import base64
+import io
 import json
+import math
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.factories.trained import ANSWER, PRODUCTS, QUESTION, example, make_run, make_shards
+from tests.factories.wandb_record import artifact_files, summary
 from train.evaluate import evaluate, main
 from train.score.fields import read_predictions
 
@@ -107,13 +113,34 @@ def test_the_table_goes_into_the_run_s_offline_record(place: Path, tmp_path: Pat
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace("mode: disabled", "mode: offline"))
     (run / "wandb_id").write_text("abc123")
-    evaluate(run, limit=4)
+    result = evaluate(run, limit=4)
+    assert result is not None
     (record,) = (run / "wandb").glob("offline-run-*-abc123")
-    (table,) = record.glob("files/media/table/evaluation/predictions*.table.json")
-    found = json.loads(table.read_text())
-    assert [row[0] for row in found["data"]] == ["test-0", "test-1", "test-2", "test-3"]
-    assert found["columns"][:3] == ["key", "picture", "answer"]
-    assert len(list(record.glob("files/media/images/**/*.png"))) >= 1
+    files = artifact_files(next(record.glob("*.wandb")))
+    assert all(path.is_relative_to(run) for path in files.values())
+    table = json.loads(files["evaluation/predictions.table.json"].read_text())
+    predictions = read_predictions(run / "evaluation/predictions.jsonl")
+    assert len(table["data"]) == len(predictions) == 4
+    shown = report_samples((run / "report.html").read_text())
+    for cells, prediction, sample in zip(table["data"], predictions, shown, strict=True):
+        row = dict(zip(table["columns"], cells, strict=True))
+        assert (row["key"], row["answer"], row["logprob"]) == (prediction.key, prediction.answer, prediction.logprob)
+        assert {name: row[f"{name} said"] for name in prediction.fields} == prediction.fields
+        thumbnail = base64.b64decode(sample["pictures"][0].partition(",")[2])
+        ours, theirs = Image.open(io.BytesIO(thumbnail)), Image.open(files[row["picture"]["path"]])
+        assert ours.tobytes() == theirs.convert("RGB").tobytes()
+    numbers = summary(next(record.glob("*.wandb")))
+    for score in result.scores:
+        if math.isfinite(score.score.value):
+            assert numbers[f"evaluation/{score.field}/{score.metric}"] == pytest.approx(score.score.value)
+
+
+def report_samples(page: str) -> list[dict[str, Any]]:
+    """The samples that a report shows."""
+    found = re.search(r'<script type="application/json" id="samples">(.*?)</script>', page, re.DOTALL)
+    assert found is not None
+    samples: list[dict[str, Any]] = json.loads(found[1])["samples"]
+    return samples
 
 
 def test_trouble_with_the_record_does_not_end_the_evaluation(

@@ -268,7 +268,7 @@ def _confusion(name: str, samples: Sequence[Shown]) -> dict[str, Any]:
     return {"columns": columns, "lines": lines}
 
 
-def _scatter(name: str, samples: Sequence[Shown], most: int = 3000) -> Markup:
+def _scatter(name: str, samples: Sequence[Shown], most: int = 1500) -> Markup:
     points = []
     for sample in samples[:most]:
         truth, predicted = sample.truths[name], sample.predicted.get(name)

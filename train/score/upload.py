@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -26,6 +27,8 @@ def upload_table(
     """
     if not (run / "wandb_id").is_file():
         return
+    # A table's pictures wait here to be sent: in the run's folder, so that it can be moved and synced from anywhere.
+    os.environ.setdefault("WANDB_DATA_DIR", str((run / "wandb").absolute()))
     tracker = Tracker(config.wandb, run, run.name, config.model_dump())
     if tracker.run is None:
         return
@@ -33,16 +36,13 @@ def upload_table(
         import wandb
 
         table = wandb.Table(columns=table_columns(fields))
-        pictures = []
         for sample in [one for one in samples if one.thumbnails][:MOST_ROWS]:
             picture = wandb.Image(_opened(sample), caption=f"{sample.key}: {sample.answer}")
-            pictures.append(picture)
             first, *rest = table_row(fields, sample)
             table.add_data(first, picture, *rest)
         for name, value in score_numbers(scores).items():
             tracker.run.summary[name] = value
-        # The pictures once more on their own: offline, a table's pictures are kept outside the run's folder.
-        tracker.run.log({"evaluation/predictions": table, "evaluation/pictures": pictures})
+        tracker.run.log({"evaluation/predictions": table})
     except Exception as error:
         tracker.give_up(error)
     tracker.best_model()
