@@ -1,11 +1,13 @@
 """What an offline run of Weights & Biases holds, read from its file without their service."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 BLOCK, HEADER, START = 32768, 7, 7
+LIMIT_S = 120
 
 
 def records(path: Path) -> Iterator[Any]:
@@ -20,6 +22,8 @@ def records(path: Path) -> Iterator[Any]:
             place += left
             continue
         size, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
+        if place + HEADER + size > len(data):
+            return  # still being written
         whole += data[place + HEADER : place + HEADER + size]
         place += HEADER + size
         if kind in (1, 4):  # whole, or the last part
@@ -27,6 +31,17 @@ def records(path: Path) -> Iterator[Any]:
             record.ParseFromString(whole)
             yield record
             whole = b""
+
+
+def ended_record(run: Path) -> Path:
+    """The .wandb file of a run's one offline record, once its end stands in it: their service writes it in its time."""
+    end = time.monotonic() + LIMIT_S
+    while True:
+        (path,) = (run / "wandb").glob("offline-run-*/*.wandb")
+        if any(record.WhichOneof("record_type") == "exit" for record in records(path)):
+            return path
+        assert time.monotonic() < end, f"{path} never ends"
+        time.sleep(0.05)
 
 
 def artifact_files(path: Path) -> dict[str, Path]:

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.factories.trained import ANSWER, PRODUCTS, QUESTION, example, make_run, make_shards
-from tests.factories.wandb_record import artifact_files, summary
+from tests.factories.wandb_record import artifact_files, ended_record, summary
 from train.evaluate import evaluate, main
 from train.score.fields import read_predictions
 
@@ -115,8 +115,8 @@ def test_the_table_goes_into_the_run_s_offline_record(place: Path, tmp_path: Pat
     (run / "wandb_id").write_text("abc123")
     result = evaluate(run, limit=4)
     assert result is not None
-    (record,) = (run / "wandb").glob("offline-run-*-abc123")
-    files = artifact_files(next(record.glob("*.wandb")))
+    record = ended_record(run)
+    files = artifact_files(record)
     assert all(path.is_relative_to(run) for path in files.values())
     table = json.loads(files["evaluation/predictions.table.json"].read_text())
     predictions = read_predictions(run / "evaluation/predictions.jsonl")
@@ -129,7 +129,7 @@ def test_the_table_goes_into_the_run_s_offline_record(place: Path, tmp_path: Pat
         thumbnail = base64.b64decode(sample["pictures"][0].partition(",")[2])
         ours, theirs = Image.open(io.BytesIO(thumbnail)), Image.open(files[row["picture"]["path"]])
         assert ours.tobytes() == theirs.convert("RGB").tobytes()
-    numbers = summary(next(record.glob("*.wandb")))
+    numbers = summary(record)
     for score in result.scores:
         if math.isfinite(score.score.value):
             assert numbers[f"evaluation/{score.field}/{score.metric}"] == pytest.approx(score.score.value)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.factories.wandb_record import ended_record
 from train.config_schema import WandbSection
 from train.tracking import BASE, Tracker, choose_mode, gain_over_base, said_of
 
@@ -104,7 +105,7 @@ def test_the_gain_over_the_base_is_told_of_the_checkpoint_that_was_measured(
 
 def offline_record(run: Path) -> bytes:
     """What W&B wrote beside an offline run."""
-    return b"".join(file.read_bytes() for file in (run / "wandb").glob("offline-run-*/*.wandb"))
+    return ended_record(run).read_bytes()
 
 
 @pytest.mark.parametrize("most_gb", [2.0, 0.0])
