@@ -5,6 +5,10 @@ from pathlib import Path
 
 if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+if __name__ == "__main__":
+    from data.workers import start_forkserver
+
+    start_forkserver()  # so that workers' imports run beside this program's own
 
 import errno
 import fcntl

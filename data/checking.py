@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -9,9 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.images import KEEP, PictureError, Rewriting, Room, check_picture
+from data.images import KEEP, PictureError, Rewriting, Room, prove_picture
 from data.ledger import Found, Lost
+from data.looks import Small, look_at_all
 
+HELD_PIXELS = 4 << 20  # bytes of small pictures that wait to be looked at together
 LARGE_PIXELS = 12_000_000  # decoding so many takes 50 MB; larger ones wait for each other
 
 
@@ -58,10 +61,39 @@ class CheckJob:
 
 def check_files(checking: Checking, jobs: list[CheckJob]) -> list[Found | Lost]:
     """Check some files; the results stand in the order of the jobs."""
-    return [_check_file(checking, job) for job in jobs]
+    done: list[Found | Lost] = []
+    held, size = list[_Kept | Lost](), 0
+    for job in jobs:
+        one = _keep_file(checking, job)
+        held.append(one)
+        size += one.small.pixels.nbytes if isinstance(one, _Kept) else 0
+        if size > HELD_PIXELS:
+            done += _looked_at(held)
+            held, size = [], 0
+    return done + _looked_at(held)
 
 
-def _check_file(checking: Checking, job: CheckJob) -> Found | Lost:
+def _looked_at(held: list["_Kept | Lost"]) -> list[Found | Lost]:
+    looks = iter(look_at_all([one.small for one in held if isinstance(one, _Kept)]))
+    return [_found(one, *next(looks)) if isinstance(one, _Kept) else one for one in held]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kept:
+    """A proved picture that lies where the ledger will say; its bytes are not held any more."""
+
+    job: CheckJob
+    place: str
+    format: str
+    bytes: int
+    sha256: str
+    width: int
+    height: int
+    mtime_ns: int
+    small: Small
+
+
+def _keep_file(checking: Checking, job: CheckJob) -> _Kept | Lost:
     try:
         with open(job.path, "rb", buffering=0, opener=_open_at_once) as file:
             status = os.fstat(file.fileno())
@@ -81,25 +113,41 @@ def _check_file(checking: Checking, job: CheckJob) -> Found | Lost:
         what = error.strerror if isinstance(error, OSError) else str(error)
         return job.lost("unreadable-file", f"{job.url[:500]}: {what}")
     try:
-        picture = check_picture(data, checking.max_pixels, checking.rewriting, _room(checking.downloads))
+        picture = prove_picture(data, checking.max_pixels, checking.rewriting, _room(checking.downloads))
     except PictureError as error:
         return job.lost(error.reason, f"{job.url[:500]}: {error.detail}")
+    sha256 = hashlib.sha256(picture.data).hexdigest()
     place, mtime_ns = job.path, status.st_mtime_ns
     if job.ours or picture.data is not data:
-        place, mtime_ns = f"pictures/{picture.sha256[:2]}/{picture.sha256}.{picture.format}", 0
+        place, mtime_ns = f"pictures/{sha256[:2]}/{sha256}.{picture.format}", 0
         already = Path(job.path) if job.ours and job.bytes is None and picture.data is data else None
         _keep(Path(checking.downloads) / place, picture.data, already)
-    return Found(
-        url=job.url,
+    return _Kept(
+        job=job,
         place=place,
         format=picture.format,
         bytes=len(picture.data),
-        sha256=picture.sha256,
-        phash=picture.phash,
-        look=picture.look,
+        sha256=sha256,
         width=picture.width,
         height=picture.height,
         mtime_ns=mtime_ns,
+        small=picture.small,
+    )
+
+
+def _found(kept: _Kept, phash: int, look: bytes) -> Found:
+    job = kept.job
+    return Found(
+        url=job.url,
+        place=kept.place,
+        format=kept.format,
+        bytes=kept.bytes,
+        sha256=kept.sha256,
+        phash=phash,
+        look=look,
+        width=kept.width,
+        height=kept.height,
+        mtime_ns=kept.mtime_ns,
         asked=job.asked,
         host=job.host,
         robots=job.robots,

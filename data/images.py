@@ -79,13 +79,41 @@ KEEP = Rewriting()
 Room = Callable[[int], AbstractContextManager[object]]
 
 
-def check_picture(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proved:
+    """A picture that decodes, before anybody looked at what it shows."""
+
+    data: bytes
+    """Encoded, upright; as found or rewritten."""
+    format: str
+    """As of `Picture`."""
+    width: int
+    height: int
+    small: Small
+
+
+def check_picture(data: bytes, max_pixels: int = MAX_PIXELS, rewriting: Rewriting = KEEP) -> Picture:
+    """Decode a picture in full and return it upright, with its hashes; arguments and errors as of `prove_picture`."""
+    proved = prove_picture(data, max_pixels, rewriting)
+    phash, look = look_at(proved.small)
+    return Picture(
+        data=proved.data,
+        format=proved.format,
+        width=proved.width,
+        height=proved.height,
+        sha256=hashlib.sha256(proved.data).hexdigest(),
+        phash=phash,
+        look=look,
+    )
+
+
+def prove_picture(
     data: bytes,
     max_pixels: int = MAX_PIXELS,
     rewriting: Rewriting = KEEP,
     room: Room = nullcontext,
-) -> Picture:
-    """Decode a picture in full and return it upright, with its hashes.
+) -> Proved:
+    """Decode a picture in full and return it upright.
 
     Arguments: the encoded bytes; the most pixels (width × height) it may have, looked at before anything is decoded;
     what is encoded anew besides pictures whose EXIF orientation is not 1; entered with the number of pixels while they
@@ -100,13 +128,13 @@ def check_picture(
         with room(frame.width * frame.height):
             small = _proved(data, frame)
         if small is not None:
-            return _picture(data, "jpg", (frame.width, frame.height), small)
+            return Proved(data=data, format="jpg", width=frame.width, height=frame.height, small=small)
     picture = _open(data, max_pixels)
     with room(picture.width * picture.height):
         return _checked(data, picture, rewriting)
 
 
-def _checked(data: bytes, picture: Image.Image, rewriting: Rewriting) -> Picture:
+def _checked(data: bytes, picture: Image.Image, rewriting: Rewriting) -> Proved:
     orientation = _orientation(picture)
     suffix = FORMATS[picture.format or ""]
     small, frame = None, None
@@ -123,20 +151,7 @@ def _checked(data: bytes, picture: Image.Image, rewriting: Rewriting) -> Picture
         if frame:
             _proved(data, frame)
         picture, data, suffix = _encoded(picture, suffix, rewriting)
-    return _picture(data, suffix, picture.size, small or reduced(picture))
-
-
-def _picture(data: bytes, suffix: str, size: tuple[int, int], small: Small) -> Picture:
-    phash, look = look_at(small)
-    return Picture(
-        data=data,
-        format=suffix,
-        width=size[0],
-        height=size[1],
-        sha256=hashlib.sha256(data).hexdigest(),
-        phash=phash,
-        look=look,
-    )
+    return Proved(data=data, format=suffix, width=picture.width, height=picture.height, small=small or reduced(picture))
 
 
 def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:

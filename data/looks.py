@@ -1,6 +1,6 @@
 """What a picture looks like, in a few bytes: a perceptual hash, and a small likeness by which copies are told apart."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,6 +17,7 @@ PATCHES = 4
 LOOK_BYTES = SIDE * SIDE + PATCHES * PATCHES * 3
 _HASHED = 32
 _STRIP_PIXELS = 2_000_000
+_TOGETHER = 1 << 17  # bytes of pixels, which as numbers stay in a core's cache
 _ONE = 1 << 12  # what the weights of a mean add up to
 _GREY = np.array([299.0, 587.0, 114.0])  # of red, green and blue, in thousandths
 
@@ -85,28 +86,52 @@ def look_at(small: Small) -> tuple[int, bytes]:
     Returns: pHash, 64 bits unsigned: which of the 8×8 lowest frequencies of the picture in grey at 32×32 exceed their
     median; LOOK_BYTES bytes: the picture in grey at 12×12, then in RGB at 4×4.
     """
-    height, width = small.pixels.shape[:2]
-    pixels = small.pixels.astype(np.float64)
-    across, down = _weights(width, small.extent[0]), _weights(height, small.extent[1])
-    # Sums of whole numbers below 2**53: exact, in whatever order a machine adds them up.
-    grey = pixels @ _GREY if pixels.ndim == 3 else pixels * _GREY.sum()
-    hashed = down.hashed @ grey @ across.hashed.T / (_ONE * _ONE * _GREY.sum())
+    return look_at_all([small])[0]
+
+
+def look_at_all(smalls: Sequence[Small]) -> list[tuple[int, bytes]]:
+    """As `look_at` of each; those of one size together, which takes less than half the time."""
+    sizes: dict[tuple[tuple[int, ...], tuple[float, float]], list[int]] = {}
+    for place, small in enumerate(smalls):
+        sizes.setdefault((small.pixels.shape, small.extent), []).append(place)
+    looks: dict[int, tuple[int, bytes]] = {}
+    for (_, extent), places in sizes.items():
+        together = max(1, _TOGETHER // smalls[places[0]].pixels.nbytes)
+        for first in range(0, len(places), together):
+            some = places[first : first + together]
+            looks.update(zip(some, _look_at(np.stack([smalls[place].pixels for place in some]), extent), strict=True))
+    return [looks[place] for place in range(len(smalls))]
+
+
+def _look_at(pixels: NDArray[np.uint8], extent: tuple[float, float]) -> Iterator[tuple[int, bytes]]:
+    """Of pictures of one size, [pictures, height, width] or [pictures, height, width, 3]."""
+    count, height, width = pixels.shape[:3]
+    across, down = _weights(width, extent[0]), _weights(height, extent[1])
+    # Sums of whole numbers, below 2**24 in single precision and 2**53 in double: exact, in whatever order a machine
+    # adds them up, and whatever pictures are looked at together.
+    singles = pixels.astype(np.float32)
+    grey = (singles @ _GREY.astype(np.float32) if pixels.ndim == 4 else singles * np.float32(_GREY.sum())).astype(
+        np.float64
+    )
+    hashed = down.hashed @ (grey @ across.hashed.T) / (_ONE * _ONE * _GREY.sum())
     # Rounded, so that noise of the last digits in a flat picture cannot turn a bit.
-    frequencies = np.round(_LOWEST @ hashed @ _LOWEST.T, 3)
-    ordered = np.sort(frequencies, axis=None)
-    bits = (frequencies > (ordered[31] + ordered[32]) / 2).ravel()
-    likeness = _bytes(down.likeness @ grey @ across.likeness.T, _GREY.sum())
-    if pixels.ndim == 3:
-        rows = (down.patches @ pixels.reshape(height, -1)).reshape(PATCHES, width, 3).transpose(2, 0, 1)
-        patches = _bytes((rows @ across.patches.T).transpose(1, 2, 0))
+    frequencies = np.round(_LOWEST @ hashed @ _LOWEST.T, 3).reshape(count, -1)
+    ordered = np.sort(frequencies, axis=1)
+    bits = frequencies > (ordered[:, 31:32] + ordered[:, 32:33]) / 2
+    likeness = _bytes(down.likeness @ (grey @ across.likeness.T), _GREY.sum())
+    rows = (down.patches.astype(np.float32) @ singles.reshape(count, height, -1)).astype(np.float64)
+    if pixels.ndim == 4:
+        channels = rows.reshape(count, PATCHES, width, 3).transpose(0, 1, 3, 2)
+        patches = _bytes((channels @ across.patches.T).transpose(0, 1, 3, 2))
     else:
-        patches = _bytes((down.patches @ pixels @ across.patches.T).repeat(3))
-    return int.from_bytes(np.packbits(bits).tobytes(), "big"), likeness + patches
+        patches = _bytes(rows @ across.patches.T).repeat(3, axis=1)
+    for phash, look in zip(np.packbits(bits, axis=1), np.concatenate([likeness, patches], axis=1), strict=True):
+        yield int.from_bytes(phash.tobytes(), "big"), look.tobytes()
 
 
-def _bytes(sums: Floats, one: float = 1.0) -> bytes:
-    """Weighted sums along both sides, of values in units of 1 / `one`, as rounded grey levels."""
-    return np.floor(sums / (_ONE * _ONE * one) + 0.5).astype(np.uint8).tobytes()
+def _bytes(sums: Floats, one: float = 1.0) -> NDArray[np.uint8]:
+    """Weighted sums along both sides, of values in units of 1 / `one`, as rounded grey levels [pictures, values]."""
+    return np.floor(sums / (_ONE * _ONE * one) + 0.5).astype(np.uint8).reshape(len(sums), -1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from multiprocessing import forkserver
 from multiprocessing.process import parent_process
 from typing import TypeVar
 
@@ -22,6 +23,20 @@ class WorkerDied(UserError):
     """A worker process is gone."""
 
 
+def start_forkserver() -> None:
+    """Start the process that workers are forked from, if it does not run yet; it imports what they need meanwhile.
+
+    Not forked from this process: it may have threads, and a fork would copy their locks as they are.
+    """
+    threads = os.environ.get("OPENBLAS_NUM_THREADS")
+    # One thread each: a worker's matrices are small, and there are as many workers as cores for them.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    forkserver.set_forkserver_preload(["data.checking", "data.mapped", "data.write"])
+    forkserver.ensure_running()
+    if threads is None:
+        del os.environ["OPENBLAS_NUM_THREADS"]
+
+
 @contextmanager
 def worker_pool(workers: int) -> Iterator[Executor]:
     """`workers` processes to submit functions to; 0 means a thread of this process.
@@ -32,13 +47,8 @@ def worker_pool(workers: int) -> Iterator[Executor]:
     if workers == 0:
         pool = ThreadPoolExecutor(1)
     else:
-        # Not forked from here: this process may have threads, and a fork would copy their locks as they are.
-        context = multiprocessing.get_context("forkserver")
-        # One thread each: a worker's matrices are small, and there are as many workers as cores for them.
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-        # Imported once, by the process that workers are forked from.
-        context.set_forkserver_preload(["data.checking", "data.mapped", "data.write"])
-        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start)
+        start_forkserver()
+        pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("forkserver"), initializer=_start)
         # Started now and beside what the caller does next, which need not wait for their imports.
         threading.Thread(target=_wake, args=(pool, workers), daemon=True).start()
     try:
