@@ -58,6 +58,10 @@ def near_pairs(looks: Path, compared: NDArray[np.bool_], distance: float = DISTA
     """
     found, count = [np.zeros((0, 2), np.int64)], len(compared)
     if count and distance > 0:
+        equal = _equal_ones(looks, compared)
+        found.append(equal)
+        compared = compared.copy()
+        compared[equal[:, 1]] = False
         # Of each picture an earlier one that it is known to be near to, so that a crowd of copies is not compared each
         # with each: those with the same leader are joined already. Updated at fixed places alone: whether a pair is
         # looked at must not depend on how many other pictures there are.
@@ -72,6 +76,28 @@ def near_pairs(looks: Path, compared: NDArray[np.bool_], distance: float = DISTA
                 lone = pairs[(leader[pairs] == pairs).all(1)][::-1]
                 leader[lone[:, 1]] = lone[:, 0]
     return np.unique(np.concatenate(found), axis=0)
+
+
+def _equal_ones(looks: Path, compared: NDArray[np.bool_]) -> Ints:
+    """Pairs of pictures with the very same likeness, each with the earliest; a search for near ones need not see them.
+
+    Catalogues have many: pictures stored twice that differ in metadata alone. Flat ones are left out, as everywhere.
+    """
+    digests = np.empty(len(compared), np.uint64)
+    shaped = compared.copy()
+    factors = np.random.default_rng(0).integers(1 << 63, size=LOOK_BYTES // 8, dtype=np.uint64) * 2 + 1
+    for first in range(0, len(compared), _ROWS):
+        stored = _stored(looks, first, min(_ROWS, len(compared) - first))
+        rows = slice(first, first + len(stored))
+        digests[rows] = (stored.view(np.uint64) * factors).sum(1)
+        shaped[rows] &= _shaped(_greys(stored))
+    places = np.flatnonzero(shaped)
+    _, firsts, which = np.unique(digests[places], return_index=True, return_inverse=True)
+    pairs = np.stack([places[firsts[which]], places], axis=1)
+    pairs = pairs[pairs[:, 0] != pairs[:, 1]]
+    memory = np.memmap(looks, np.uint8, "r", shape=(len(compared), LOOK_BYTES))
+    equal = [(memory[block[:, 0]] == memory[block[:, 1]]).all(1) for block in _blocks(pairs)]
+    return pairs[np.concatenate([np.zeros(0, np.bool_), *equal])]
 
 
 def _gathered(batches: Iterable[Ints]) -> Iterator[Ints]:
@@ -111,6 +137,16 @@ def are_near(one: Looks, other: Looks, distance: float = DISTANCE) -> NDArray[np
     colours = _colour_distance(_colours(one[likely]), _colours(other[likely]))
     near[unlike[likely[colours <= COLOUR_DISTANCE]]] = True
     return near
+
+
+def _stored(looks: Path, first: int, count: int) -> Looks:
+    return np.fromfile(looks, np.uint8, count * LOOK_BYTES, offset=first * LOOK_BYTES).reshape(count, LOOK_BYTES)
+
+
+def _shaped(greys: Floats) -> NDArray[np.bool_]:
+    """Whether there is anything to be seen in a likeness: flat ones are like each other without being copies."""
+    shaped: NDArray[np.bool_] = greys.std(1) >= FLAT
+    return shaped
 
 
 def _greys(looks: Looks) -> Floats:
@@ -182,9 +218,8 @@ def _keys(looks: Path, compared: NDArray[np.bool_]) -> _Keys:
     places, keys, weak, signs = [], [], [], []
     for first in range(0, len(compared), _ROWS):
         rows = min(_ROWS, len(compared) - first)
-        stored = np.fromfile(looks, np.uint8, rows * LOOK_BYTES, offset=first * LOOK_BYTES).reshape(rows, LOOK_BYTES)
-        greys = _greys(stored)
-        shaped = np.flatnonzero((greys.std(1) >= FLAT) & compared[first : first + rows])
+        greys = _greys(_stored(looks, first, rows))
+        shaped = np.flatnonzero(_shaped(greys) & compared[first : first + rows])
         greys = greys[shaped]
         # Whole numbers below 2**53, so that the sums are exact and the same on any machine.
         heights = (greys * greys.shape[1] - greys.sum(1, keepdims=True)) @ waves
