@@ -16,6 +16,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import venv
 from collections.abc import Iterator
@@ -123,10 +124,15 @@ def peer(work: Path) -> Path:
     return program
 
 
+def fresh(work: Path, name: str) -> Path:
+    """A folder that is not there. Those of earlier runs are left until the end: a disk from which thousands of files
+    were removed a moment ago takes several times as long to make new ones (ext4 looks for inodes that are not)."""
+    return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=work / "out")) / "out"
+
+
 def build(work: Path, pictures: int) -> None:
     """Our build, from nothing."""
-    out = work / "ours"
-    shutil.rmtree(out, ignore_errors=True)
+    out = fresh(work, "ours")
     command = [sys.executable, "-m", "data.build", "--preset", work / "mapping.yaml", "--source", work / "all.csv"]
     command += ["--output", out, "--workers", "2", "--allow-host", "127.0.0.1", "--per-host-rate", "0"]
     with (work / "ours.log").open("w") as log:
@@ -140,8 +146,7 @@ def build(work: Path, pictures: int) -> None:
 
 def download(program: Path, work: Path, name: str, pictures: int, mode: str, processes: int, threads: int) -> None:
     """img2dataset, from nothing."""
-    out = work / "theirs"
-    shutil.rmtree(out, ignore_errors=True)
+    out = fresh(work, "theirs")
     command = [program, "--url_list", work / f"{name}.csv", "--input_format", "csv", "--url_col", "url"]
     command += ["--caption_col", "category", "--output_folder", out, "--output_format", "webdataset"]
     command += ["--processes_count", str(processes), "--thread_count", str(threads), "--number_sample_per_shard"]
@@ -163,6 +168,8 @@ def main() -> None:
     options = parser.parse_args()
     work = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(work / "out", ignore_errors=True)
+    (work / "out").mkdir()
     (work / "mapping.yaml").write_text(MAPPING)
     program = peer(work)
     port, pictures = serve(options.material, work, options.times)
@@ -184,6 +191,7 @@ def main() -> None:
             name = f"img2dataset, {mode}, {setting[1]} × {setting[2]}"
             ways[name] = lambda setting=setting: download(program, work, "all", pictures, *setting)
         timings = in_turns(ways, options.rounds, warm_up=0)
+    shutil.rmtree(work / "out")
     ours = timings["data.build"]
     print_table(
         (f"{pictures:,} pictures, {os.cpu_count()} cores", "pictures/s", "data.build is"),
