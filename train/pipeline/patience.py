@@ -54,6 +54,8 @@ class Patience:
                 result = action()
             except Exception as error:
                 if not passes(error):
+                    if said:
+                        self.note(kind, where, f"{said}; at try {tries}: {describe(error)}")
                     raise
                 said = describe(error)
                 waited = time.monotonic() - begun
