@@ -20,6 +20,7 @@ from train.flops import Arithmetic, peak_flops
 from train.model import Phi3VForCausalLM
 from train.model.attention import resolve_attention
 from train.model.lora import parts_of
+from train.model.pictures import planes
 from train.model.weights import CheckpointError as WeightsError
 from train.optim import build_optimizer, set_rates
 from train.pipeline.batch import Batch
@@ -136,7 +137,10 @@ class Engine:
 
         pictures = {}
         if len(batch.grids):
-            pictures = {"pixel_values": put(batch.crops), "image_sizes": torch.from_numpy(batch.grids * self.crop_size)}
+            pictures = {
+                "pixel_values": planes(put(batch.crops)),
+                "image_sizes": torch.from_numpy(batch.grids * self.crop_size),
+            }
         return {
             "input_ids": put(batch.input_ids)[None],
             "position_ids": put(batch.position_ids)[None],

@@ -15,7 +15,7 @@ import torch
 
 from tests.factories.memory import reset_peak, status_bytes
 from tests.factories.ranks import join
-from tests.factories.small_models import sample
+from tests.factories.small_models import pixels, sample
 from train.config import validate
 from train.config_schema import Config
 from train.deepspeed_config import compose, read
@@ -66,11 +66,11 @@ def filled_pack(sizes: Sizes, *, samples: int, words: int, labels: int, grid: tu
                 key=str(number),
                 input_ids=ids,
                 labels=one["labels"].numpy(),
-                crops=one["crops"].numpy(),
+                crops=pixels(one["crops"]),
                 grids=np.array([grid]),
             )
         )
-        crops.append(one["crops"].numpy())
+        crops.append(encoded[-1].crops)
     return assemble(encoded, crops=np.concatenate(crops), number=0, **chunks)
 
 

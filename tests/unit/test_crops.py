@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from tests.factories.small_models import noise
-from train.model.crops import canvas_crops, tower_crops
+from train.model.crops import canvas_crops, canvas_pixels, tower_crops
 
 
 def test_crops_are_cut_row_by_row_from_the_canvas() -> None:
@@ -41,6 +41,36 @@ def test_every_mode_is_taken_as_rgb(mode: str) -> None:
     picture = noise(30, 40, mode=mode)
     crops, _ = canvas_crops(picture, 1, 28)
     assert np.array_equal(crops, canvas_crops(picture.convert("RGB"), 1, 28)[0])
+
+
+@pytest.mark.parametrize("in_pieces", [False, True])
+@pytest.mark.parametrize("size", [(56, 56), (80, 60), (33, 70), (28, 28)])
+def test_crops_pixel_by_pixel_are_the_same_crops(
+    size: tuple[int, int], in_pieces: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if in_pieces:
+
+        def refuse(_: Image.Image) -> None:
+            raise ValueError("Image is in multiple array blocks, use imaging_new_block for zero copy")
+
+        monkeypatch.setattr("train.model.crops.pa.array", refuse)
+    picture = noise(*size)
+    crops, _ = canvas_crops(picture, 4, 28)
+    out = np.empty((len(crops), 28, 28, 4), np.uint8)
+    canvas_pixels(picture, 4, 28, out)
+    assert np.array_equal(out[..., :3].transpose(0, 3, 1, 2), crops)
+
+
+def test_a_large_canvas_lies_in_several_pieces_of_memory() -> None:
+    out = np.empty((81, 336, 336, 4), np.uint8)
+    picture = noise(64, 64)
+    canvas_pixels(picture, 81, 336, out)
+    assert np.array_equal(out[..., :3].transpose(0, 3, 1, 2), canvas_crops(picture, 81, 336)[0])
+
+
+def test_room_of_another_size_is_refused() -> None:
+    with pytest.raises(ValueError, match="reshape"):
+        canvas_pixels(noise(56, 56), 4, 28, np.empty((3, 28, 28, 4), np.uint8))
 
 
 def test_a_picture_too_thin_for_its_canvas_is_refused() -> None:

@@ -15,7 +15,7 @@ from data.images import PictureError, open_picture
 from data.index import IndexEntry
 from data.schema import Sample, SampleError, UserError
 from data.shards import ShardError
-from train.model.crops import canvas_crops
+from train.model.crops import canvas_pixels
 from train.pipeline.batch import IGNORED, BadSample, Batch, Encoded, assemble
 from train.pipeline.corpus import Corpus, ShardSet
 from train.pipeline.events import Event
@@ -122,7 +122,7 @@ class Encoder:
         Args:
             sample: its messages name the pictures by tags.
             pictures: encoded, in the order of the tags' numbers.
-            out: uint8 [K, 3, c, c], where the crops are put; else they get memory of their own.
+            out: uint8 [K, c, c, 4], where the crops are put; else they get memory of their own.
             num_crops: most crops of each picture; None: the settings'.
         Raises:
             PictureError: a picture cannot be decoded.
@@ -138,12 +138,12 @@ class Encoder:
         total = sum(rows * columns for rows, columns in grids)
         size = settings.crop_size
         if out is None:
-            out = np.empty((total, 3, size, size), np.uint8)
+            out = np.empty((total, size, size, 4), np.uint8)
         if total != len(out):
             raise LengthMismatch(f"{total} crops, planned were {len(out)}")
         at = 0
         for picture, (rows, columns) in zip(opened, grids, strict=True):
-            canvas_crops(picture, num_crops, size, out=out[at : at + rows * columns])
+            canvas_pixels(picture, num_crops, size, out[at : at + rows * columns])
             at += rows * columns
         tokens = [image_tokens(rows, columns, settings.tokens_per_side) for rows, columns in grids]
         ids, labels = self._conversation.encode(sample.messages, tokens)
@@ -185,7 +185,7 @@ class PackMaker:
         entries = [self._corpus.entry(number) for number in job.samples]
         crop_counts = [self._encoder.crops_of(*one) for one in zip(entries, job.num_crops, strict=True)]
         size = self._settings.crop_size
-        crops_shape = (sum(crop_counts), 3, size, size)
+        crops_shape = (sum(crop_counts), size, size, 4)
         tokens_shape, ends_shape = (max(sum(job.tokens), 1),), (max(len(entries), 1) + 1,)
         grids_shape = (sum(len(entry.image_sizes) for entry in entries), 2)
         room = Layout(
