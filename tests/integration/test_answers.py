@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +91,29 @@ def test_a_part_of_a_split_without_control(place: Path, capsys: pytest.CaptureFi
     scores = json.loads((place / "runs/one/evaluation/scores.json").read_text())
     assert (scores["split"], scores["samples"]) == ("validation", 5)
     assert all(score["controls"] == [] for score in scores["scores"])
+
+
+def test_two_runs_are_compared_and_others_are_refused(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, other = tmp_path / "one", tmp_path / "two"
+    shutil.copytree(place / "runs/one", run, ignore=shutil.ignore_patterns("evaluation", "report.html"))
+    assert main(["--compare", str(run), str(run)]) == 2
+    assert "was not evaluated" in capsys.readouterr().err
+    assert main([str(run), "--control", "none", "--limit", "6"]) == 0
+    shutil.copytree(run, other)
+    said = other / "evaluation/predictions.jsonl"
+    lines = [one | {"fields": dict.fromkeys(one["fields"])} for one in map(json.loads, said.read_text().splitlines())]
+    said.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    capsys.readouterr()
+    assert main(["--compare", str(other), str(run)]) == 0
+    assert re.search(r"category: accuracy +0.0 % +100.0 % +\+100.0 .* better", capsys.readouterr().out)
+    said.write_text("".join(json.dumps(one) + "\n" for one in lines[::-1]))
+    assert main(["--compare", str(other), str(run)]) == 2
+    assert "answers for other samples" in capsys.readouterr().err
+    assert main([str(other), "--control", "none", "--limit", "5"]) == 0
+    assert main(["--compare", str(other), str(run)]) == 2
+    assert "evaluate both alike" in capsys.readouterr().err
 
 
 def test_one_sample_is_scored_without_the_control(place: Path) -> None:

@@ -20,11 +20,17 @@ from train.score.metrics import (
     percentage_error,
     row_values,
 )
+from train.score.report import verdicts
 from train.score.scores import Score, Truth, percent, score_split
 from train.score.slices import slice_scores
 
 FIELDS = {"title": "text", "category": "category", "price": "number"}
 Values = dict[str, FieldValue | None]
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.score.scores.RESAMPLES", 400)
 
 
 def values(generator: random.Random) -> Values:
@@ -125,6 +131,18 @@ def test_guesses_by_share_are_the_macro_f1_to_beat() -> None:
     assert guessed.score.value == pytest.approx(1 / 3, abs=0.05)
     assert majority.score.value < 0.25
     assert not score.beats_baseline
+
+
+def test_the_gain_over_another_model_is_paired_and_told() -> None:
+    truths, answers, training = make(0.9)
+    before = make(0.0, seed=9)[1]
+    scores = score_split(FIELDS, truths, answers, training, models={"base model": before})
+    assert all(one.better for score in scores for one in score.models)
+    gain = by_metric(scores)["accuracy"].models[0]
+    assert gain.gain.value == pytest.approx(by_metric(scores)["accuracy"].score.value - gain.score.value)
+    assert verdicts(scores)[-1] == (True, "Better than the base model: 11 of 11 scores.")
+    same = score_split(FIELDS, truths, answers, training, models={"base model": answers})
+    assert verdicts(same)[-1] == (False, "Better than the base model: 0 of 11 scores.")
 
 
 def test_scores_by_category_and_band_are_those_of_their_rows() -> None:

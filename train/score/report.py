@@ -129,7 +129,7 @@ def render(report: Report) -> str:
 
 
 def verdicts(scores: Sequence[Score]) -> list[tuple[bool, str]]:
-    """The two sentences that matter: (good or not, sentence)."""
+    """The sentences that matter: (good or not, sentence)."""
     judged = [score for score in scores if score.baselines]
     if not judged:
         return [(False, "There are no baselines to compare with: the training rows have no value of these fields.")]
@@ -152,6 +152,9 @@ def verdicts(scores: Sequence[Score]) -> list[tuple[bool, str]]:
                 f"With {control_name(name)} a baseline is still beaten: {'; '.join(leaking)}. Something else leaks.",
             )
         )
+    for name in dict.fromkeys(model.name for score in scores for model in score.models):
+        gained = [model.better for score in scores for model in score.models if model.name == name]
+        sentences.append((all(gained), f"Better than the {name}: {sum(gained)} of {len(gained)} scores."))
     return sentences
 
 
