@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.factories.wandb_record import ended_record
+from tests.factories.wandb_record import ended_record, records
 from train.config_schema import WandbSection
 from train.tracking import BASE, Tracker, choose_mode, gain_over_base, said_of
 
@@ -104,14 +104,15 @@ def test_the_gain_over_the_base_is_told_of_the_checkpoint_that_was_measured(
 
 
 def offline_record(run: Path) -> bytes:
-    """What W&B wrote beside an offline run."""
-    return ended_record(run).read_bytes()
+    """What W&B wrote beside an offline run, without the heads of the blocks that may cut a word."""
+    return b"".join(record.SerializeToString() for record in records(ended_record(run)))
 
 
 @pytest.mark.parametrize("most_gb", [2.0, 0.0])
 def test_the_best_model_is_an_artifact_of_an_offline_run(
     home: Path, monkeypatch: pytest.MonkeyPatch, most_gb: float
 ) -> None:
+    pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_DATA_DIR", str(home / "data"))
     run = best_run(home)
     (run / "evaluation").mkdir()
