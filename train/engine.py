@@ -26,7 +26,7 @@ from train.optim import build_optimizer, set_rates
 from train.pipeline.batch import Batch
 from train.precision import LossScale
 from train.probe import probe_batch
-from train.tuning import loading_options, prepare
+from train.tuning import loading_options, prepare, several_calls, tower_once
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # How far a probe's loss may be off where ranks, versions or machine differ from those of the save, relative.
@@ -113,6 +113,7 @@ class Engine:
         self.zero = self.deepspeed.optimizer
         self.zero_stage = zero_state.zero_stage(self.zero)
         self.loss_scale = LossScale(self.zero)
+        self.tower_once = tower_once(deepspeed_config["zero_optimization"])
         if self.zero_stage == 2:
             # In fp32 and without clipping DeepSpeed would put a gradient that is not finite into the weights.
             self.zero.check_grad_overflow = True
@@ -165,6 +166,8 @@ class Engine:
         mark: told `forward` and `backward` when they begin.
         Returns the summed loss of its supervised tokens, float32 scalar, on the device.
         """
+        if batch.crop_chunks > 1 and self.tower_once:  # on all ranks alike: they make as many calls
+            raise several_calls(self.config)
         torch.manual_seed(pack_seed(self.config.run.seed, step, batch.number))
         mark("forward")
         loss = self.deepspeed(**self.inputs(batch)).loss

@@ -39,7 +39,7 @@ from train.saving import Saver
 from train.stopping import End, Stopping, earlier_rules, last_step
 from train.tracing import Trace
 from train.tracking import Tracker
-from train.tuning import check_tuning
+from train.tuning import check_calls, check_tuning
 from train.validation import MEASURING, Validation
 from train.waiting import Waiting
 
@@ -186,7 +186,7 @@ def work(config: Config, settings: dict[str, Any], run: RunFolder, world: World,
     trace = Trace(profile, run.path / "profile", world)
     world.agree(lambda: check_sections(settings, config.deepspeed))
     world.agree(lambda: check_precision(config.model.precision))
-    world.agree(lambda: check_tuning(config, settings["zero_optimization"]["stage"]))
+    world.agree(lambda: check_tuning(config, settings["zero_optimization"]))
     earlier, start = world.from_first(lambda: open_run(run, config, settings, console))
     run.ours = True
     folder = world.agree(lambda: find_model(config.model.path))
@@ -197,6 +197,7 @@ def work(config: Config, settings: dict[str, Any], run: RunFolder, world: World,
     geometry = world.agree(lambda: read_geometry(folder, config.model.num_crops))
     pinned = world.from_first(lambda: pinned_plan(run.path, start))
     plan = open_training(config, folder, geometry, world, pinned)
+    world.agree(lambda: check_calls(config, settings["zero_optimization"], plan))
     validation = open_validation(config, folder, geometry, world)
     if config.stop.patience is not None and validation is None:
         raise ConfigError(

@@ -1,7 +1,7 @@
 """What is trained of the model, as the settings say: all of it, some parts, or adapters, beside a 4-bit base or not."""
 
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,24 +11,67 @@ from train.config import ConfigError
 from train.config_schema import Config
 from train.model import Phi3VForCausalLM
 from train.model.lora import PARTS, add_lora, check_adapter, set_trainable
+from train.pipeline.plan import Plan
 
 # Kept as they are under QLoRA: the tower, whose 4-bit features would be blurred for every layer behind, and the head.
 NOT_QUANTIZED = ["model.vision_embed_tokens", "lm_head"]
 
+STEPS_LOOKED_AT = 2000
 
-def check_tuning(config: Config, zero_stage: int) -> None:
+
+def check_tuning(config: Config, zero: Mapping[str, Any]) -> None:
     """Raise ConfigError for a way of tuning that cannot be had; nothing is loaded for it.
 
-    zero_stage: of DeepSpeed's file.
+    zero: `zero_optimization` of DeepSpeed's file.
     """
     if config.tune.method == "qlora":
-        check_quantized(zero_stage)
+        check_quantized(zero["stage"])
+    if config.tune.method != "full" and whole_layers(zero):
+        raise ConfigError(
+            f"tune.method: {config.tune.method} does not go with leaf_module of {config.deepspeed}: layers that are "
+            "gathered as a whole let go of their frozen weights before backward is through with them; take "
+            "ds_configs/zero3.json or ds_configs/zero2.json"
+        )
     lora = config.tune.lora
     if config.tune.method != "full" and lora.adapter is not None:
         try:
             check_adapter(**lora.model_dump(include={"rank", "alpha", "parts", "rslora", "dora"}), folder=lora.adapter)
         except ValueError as error:
             raise ConfigError(f"tune.lora.adapter: {error}") from error
+
+
+def whole_layers(zero: Mapping[str, Any]) -> list[str]:
+    """The classes of layers that ZeRO-3 gathers as a whole (`leaf_module`)."""
+    classes = (zero.get("leaf_module") or {}).get("classes") or []
+    return list(classes) if zero["stage"] == 3 else []
+
+
+def check_calls(config: Config, zero: Mapping[str, Any], plan: Plan) -> None:
+    """Raise ConfigError where the tower would run several times a pass, and its layers are gathered as a whole.
+
+    ZeRO-3 counts such a layer's gradients as due once and finds a second one. Looks at the first steps of the plan;
+    `engine.train_pack` looks at each pack.
+    """
+    if not tower_once(zero):
+        return
+    for step in range(min(plan.steps_per_epoch, STEPS_LOOKED_AT)):
+        for pack in plan.batch(step).packs:
+            if pack.crops > config.model.crops_per_chunk:
+                raise several_calls(config)
+
+
+def tower_once(zero: Mapping[str, Any]) -> bool:
+    """Whether the vision tower may run once a pass and no more."""
+    return any("CLIP" in name for name in whole_layers(zero))
+
+
+def several_calls(config: Config) -> ConfigError:
+    """What to say of a pack whose crops go through the tower in several calls."""
+    return ConfigError(
+        f"model.crops_per_chunk: a pack has more crops than the {config.model.crops_per_chunk} that go through the "
+        f"vision tower at once, but leaf_module of {config.deepspeed} gathers the tower's layers as a whole, which "
+        "works for one call a pass; raise model.crops_per_chunk, lower data.pack_length, or take ds_configs/zero3.json"
+    )
 
 
 def check_quantized(zero_stage: int) -> None:
