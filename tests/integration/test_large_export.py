@@ -17,7 +17,7 @@ from train.model.tiny import Sizes, make
 
 # About 500 million parameters: 2 GB in float32, 16 heads of 64.
 LARGE = Sizes(
-    hidden=1024, layers=32, vision_hidden=256, vision_layers=3, crop_size=28, patch_size=14, num_crops=2, vocab=420
+    hidden=1024, layers=40, vision_hidden=256, vision_layers=3, crop_size=28, patch_size=14, num_crops=2, vocab=420
 )
 MEASURE = """
 import sys
