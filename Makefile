@@ -52,7 +52,7 @@ lint: .venv/installed-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@git ls-files -z '*.sh' '*.sbatch' '.ci/run' 'launch/submit' 'launch/status' | xargs -0 --no-run-if-empty $(BIN)/shellcheck
+	@git ls-files -z '*.sh' '*.sbatch' '.ci/run' 'launch/submit' 'launch/status' 'launch/site.env' | xargs -0 --no-run-if-empty $(BIN)/shellcheck
 
 clean:
 	rm -rf .venv runs build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -99,6 +99,8 @@ def _steps(parser: argparse.ArgumentParser, values: argparse.Namespace) -> tuple
         if values.only == "split":
             parser.error("--part: the split step is one machine's; use --join --only split")
         return (values.only or "fetch",)
+    if values.join and values.only == "fetch":
+        parser.error("--join: there is nothing to put together within fetch; --join --only split comes after it")
     steps: tuple[str, ...] = (values.only,) if values.only else STEPS
     return tuple(step for step in steps if step != "fetch") if values.join else steps
 

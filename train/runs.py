@@ -75,7 +75,8 @@ class RunFolder:
                 "take another name by --run"
             ) from error
         self.lock.truncate(0)
-        self.lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        job = os.environ.get("SLURM_JOB_ID")
+        self.lock.write(f"process {os.getpid()} on {socket.gethostname()}{f', job {job}' if job else ''}\n")
         self.lock.flush()
 
     def compare(self, config: Config, deepspeed: Mapping[str, Any]) -> Earlier:
@@ -143,12 +144,14 @@ class RunFolder:
 
     def set_failed(self, reason: str) -> None:
         """Put `failed` and why into the status, keeping its step and checkpoint; the first of several reasons stays."""
-        values = self.status()
-        if not self.ours or values.get("state") == "failed":
-            return
+        if self.ours and self.status().get("state") != "failed":
+            self.set_stopped(reason)
+
+    def set_stopped(self, reason: str) -> None:
+        """Put `failed` and why into the status, whatever stood there."""
         path = self.path / "status.json"
         try:
-            write_whole(path, (json.dumps(values | {"state": "failed", "reason": reason}) + "\n").encode())
+            write_whole(path, (json.dumps(self.status() | {"state": "failed", "reason": reason}) + "\n").encode())
         except OSError as error:
             print(f"{path} cannot be written ({error.strerror}): it does not say that the run failed", flush=True)
 

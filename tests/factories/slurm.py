@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import time
 from pathlib import Path
 
 from tests.factories.machines import LOGIN, NODES, PLACES, Machines, wait_for
@@ -106,15 +105,7 @@ class Slurm:
         """The state of a job."""
         return self.job(number).get("JobState", "")
 
-    def wait_done(self, number: int, limit_s: float = 240) -> str:
+    def wait_done(self, number: int, limit_s: float = 600) -> str:
         """Wait for a job's end, requeued or not; returns its last state."""
         wait_for(lambda: self.state(number) in DONE, f"job {number}, {self.state(number)}", limit_s)
         return self.state(number)
-
-
-def cancel_all(slurm: Slurm) -> None:
-    """Take every job out of the queue, and wait until their processes are gone."""
-    slurm.ask("scancel", "--user=root")
-    until = time.monotonic() + 60
-    while slurm.ask("squeue", "-h") and time.monotonic() < until:
-        time.sleep(0.3)

@@ -34,6 +34,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COLUMNS = {"product_code": "sku", "title": "name", "imageurl": "photo", "category3_code": "department"}
 OTHER_PROGRAMS = {"cp", "hf", "ssh"}
+SCRIPTS = {"launch/submit": "train.submit", "launch/status": "train.run_status"}
 ROWS = 80
 LIMIT_S = 1200
 
@@ -166,7 +167,7 @@ def known_flags(program: str) -> set[str]:
 
 def check_flags(program: str, arguments: list[str]) -> None:
     """Fail for a flag that a program does not explain."""
-    unknown = {word for word in arguments if word.startswith("--")} - known_flags(program)
+    unknown = {word for word in arguments if re.fullmatch(r"--\S+", word)} - known_flags(program)
     assert unknown == set(), f"{program} has no {unknown}"
 
 
@@ -181,6 +182,9 @@ def check_started(script: str, arguments: list[str]) -> None:
 def check_command(line: str) -> None:
     """Raise for a command line that names a script, a flag or a setting there is not."""
     program, *arguments = shlex.split(line, comments=True)
+    if program == "srun":
+        arguments = arguments[arguments.index("python") :]
+        program = arguments.pop(0)
     if program == "make":
         assert all(re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE) for target in arguments)
     elif program == "deepspeed":
@@ -193,12 +197,15 @@ def check_command(line: str) -> None:
         script = next(place for place, word in enumerate(arguments) if word.endswith(".sbatch"))
         assert (ROOT / arguments[script]).is_file()
         assert all(word.startswith("-") for word in arguments[:script])
-        check_training(arguments[script + 1 :])
+        if arguments[script] == "launch/train.sbatch":
+            check_training(arguments[script + 1 :])
     elif program == "python" and arguments[0] == "train/main.py":
         check_training(arguments[1:])
     elif program == "python":
         name, rest = (arguments[1], arguments[2:]) if arguments[0] == "-m" else (arguments[0], arguments[1:])
         check_flags(name, rest)
+    elif program in SCRIPTS:
+        check_flags(SCRIPTS[program], arguments)
     else:
         assert program in OTHER_PROGRAMS, f"nobody can say whether {program} is right"
 

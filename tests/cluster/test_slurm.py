@@ -1,0 +1,140 @@
+"""launch/ under a real Slurm of two nodes: stages by dependencies, and what is refused before it is queued."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from data.sample.catalogue import write_sample
+from tests.factories.published_name import NAME
+from tests.factories.slurm import Slurm
+
+ROWS = 80
+SITE = """\
+GPU_PARTITION=main
+CPU_PARTITION=cpu
+GPUS_PER_NODE=0
+RANKS_PER_NODE=1
+CPUS_PER_RANK=1
+TRAIN_TIME=30
+GRACE_S=60
+PYTHON=python
+"""
+SETTINGS = {
+    "model.path": NAME,
+    "data.pack_length": "256",
+    "stop.steps": "60",
+    "evaluate.every_steps": "0",
+    "checkpoint.every_steps": "10",
+}
+
+
+@pytest.fixture(scope="module")
+def cluster(place: Path, slurm: Slurm, by_slurm: dict[str, str]) -> Slurm:
+    """The Slurm, with launch/site.env filled in for it, and whose jobs find the model."""
+    site = place / "launch/site.env"
+    site.unlink()
+    site.write_text(SITE)
+    slurm.environment = by_slurm
+    return slurm
+
+
+def settings(shards: str = "shards", **more: str) -> list[str]:
+    """The small training of these tests, as arguments."""
+    values = SETTINGS | {"data.shards": shards} | more
+    chosen = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+    return ["--config", "train/configs/quickstart.yaml", *chosen]
+
+
+def submitted(cluster: Slurm, place: Path, *arguments: str) -> dict[str, int]:
+    """Run launch/submit; returns the number of each job by its stage."""
+    done = cluster.machines.run(["launch/submit", *arguments], folder=place, environment=cluster.environment)
+    print(done.stdout)
+    assert done.returncode == 0
+    return {stage: int(job) for stage, job in re.findall(r"^(\w[\w: ]*?) +job (\d+)$", done.stdout, re.MULTILINE)}
+
+
+def show_logs(place: Path, job: int) -> str:
+    """A job's log, printed for whoever reads a failure."""
+    text = "\n".join(path.read_text() for path in place.glob(f"phi3-vision-{job}.log"))
+    print(text[-8000:])
+    return text
+
+
+def test_stages_follow_each_other_from_a_catalogue_to_an_export(place: Path, cluster: Slurm) -> None:
+    write_sample(place / "catalogue", ROWS, 0, None)
+    stages = ["shards", "train", "evaluate", "export"]
+    source = ["--preset", "burberry", "--source", "catalogue/catalogue.csv", "--parts", "2"]
+    arguments = [*stages, *source, "--run", "chain", "--nodes", "2", *settings("built", **{"stop.steps": "4"})]
+    arguments += ["--build", "--shard-samples 20 --max-rejected 1"]
+    jobs = submitted(cluster, place, *arguments)
+    assert list(jobs) == [
+        "shards: fetch",
+        "shards: split",
+        "shards: write",
+        "shards: join",
+        "train",
+        "evaluate",
+        "export",
+    ]
+    ended = {stage: cluster.wait_done(job) for stage, job in jobs.items()}
+    for path in place.glob("phi3-vision*.log"):
+        print(path.name, path.read_text()[-1500:])
+    assert set(ended.values()) == {"COMPLETED"}
+    assert json.loads((place / "runs/chain/status.json").read_text())["state"] == "finished"
+    assert "2 ranks" in show_logs(place, jobs["train"])
+    assert (place / "runs/chain/report.html").is_file()
+    assert (place / "runs/chain/export/model.safetensors").is_file()
+    said = cluster.ask("launch/status", "chain", folder=place)
+    assert "runs/chain: finished, step 4 of 4" in said
+    assert "first error" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--nodes", "3"], "--nodes 3: the partition has 2"),
+        (["--set", "model.path=nowhere"], "model.path: no folder nowhere"),
+        (["--set", "data.shards=nowhere"], "no shards at nowhere"),
+        (["--run", "chain", "--set", "optim.lr=0.5"], "this run was started with other settings"),
+    ],
+)
+def test_what_would_fail_in_the_queue_is_refused_before_it(
+    place: Path, cluster: Slurm, arguments: list[str], said: str
+) -> None:
+    before = cluster.ask("squeue", "-h")
+    done = cluster.machines.run(
+        ["launch/submit", "train", *settings(), *arguments], folder=place, environment=cluster.environment
+    )
+    assert done.returncode == 2
+    assert said in done.stdout
+    assert cluster.ask("squeue", "-h") == before
+
+
+def test_a_partition_that_does_not_exist_is_refused(place: Path, cluster: Slurm) -> None:
+    site = place / "launch/site.env"
+    site.write_text(SITE.replace("GPU_PARTITION=main", "GPU_PARTITION=gold"))
+    try:
+        done = cluster.machines.run(["launch/submit", "train"], folder=place, environment=cluster.environment)
+    finally:
+        site.write_text(SITE)
+    assert done.returncode == 2
+    assert "there is no such partition; there are main, cpu" in done.stdout
+
+
+def test_slurm_takes_every_script_and_a_dry_run_queues_nothing(place: Path, cluster: Slurm) -> None:
+    stages = ["shards", "train", "evaluate", "export", "--preset", "burberry", "--source", "catalogue/catalogue.csv"]
+    done = cluster.machines.run(
+        ["launch/submit", *stages, *settings(), "--nodes", "2", "--dry-run"],
+        folder=place,
+        environment=cluster.environment,
+    )
+    print(done.stdout)
+    assert done.returncode == 0
+    assert done.stdout.count("to start at") == 7
+    assert "nothing was submitted" in done.stdout
+    for script in sorted((place / "launch").glob("*.sbatch")):
+        sizes = ["--ntasks-per-node=1", "--gpus-per-node=0"]
+        said = cluster.ask("sbatch", "--test-only", *sizes, f"launch/{script.name}", folder=place)
+        assert "to start at" in said, said
