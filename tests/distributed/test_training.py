@@ -98,9 +98,9 @@ def test_every_deepspeed_file_trains_five_steps_on_two_ranks_or_says_why(bench: 
     settings = (f"deepspeed=ds_configs/{file}.json", f"tune.method={method}", "model.crops_per_chunk=64")
     ended = bench.train(2, name, *settings, "stop.steps=5")
     if (file, method) == ("zero3_small", "lora"):
-        assert ended.returncode == 2
+        assert ended.returncode != 0
         assert "tune.method: lora does not go with leaf_module of ds_configs/zero3_small.json" in ended.stdout
-        assert not (bench.runs / name).exists()
+        assert not bench.lines(name)  # no step was taken
         return
     assert ended.returncode == 0, ended.stdout
     assert bench.status(name)["state"] == "finished"
