@@ -120,8 +120,8 @@ def _keep_file(checking: Checking, job: CheckJob) -> _Kept | Lost:
     place, mtime_ns = job.path, status.st_mtime_ns
     if job.ours or picture.data is not data:
         place, mtime_ns = f"pictures/{sha256[:2]}/{sha256}.{picture.format}", 0
-        already = Path(job.path) if job.ours and job.bytes is None and picture.data is data else None
-        _keep(Path(checking.downloads) / place, picture.data, already)
+        already = job.path if job.ours and job.bytes is None and picture.data is data else None
+        _keep(os.path.join(checking.downloads, place), picture.data, already)
     return _Kept(
         job=job,
         place=place,
@@ -175,27 +175,30 @@ def _room(downloads: str) -> Room:
     return room
 
 
-def _keep(path: Path, data: bytes, already: Path | None) -> None:
+def _keep(path: str, data: bytes, already: str | None) -> None:
     """Put bytes under a name made from their hash; `already`: a file of ours that holds just these.
 
     Not synced, and written in place: the ledger says what they must be, and a file that a kill or a power cut left
     short is written again.
     """
-    if path.is_file() and path.stat().st_size == len(data):
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        if os.stat(path).st_size == len(data):
+            return
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
     if already is not None and _linked(path, already):
         return
-    with path.open("wb", buffering=0) as file:
+    with open(path, "wb", buffering=0) as file:
         left = memoryview(data)
         while left:
             left = left[file.write(left) :]
 
 
-def _linked(path: Path, already: Path) -> bool:
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+def _linked(path: str, already: str) -> bool:
+    folder, name = os.path.split(path)
+    beside = f"{folder}/.{name}.{os.getpid()}.part"
     try:
-        beside.hardlink_to(already)
+        os.link(already, beside)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise

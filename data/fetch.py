@@ -22,7 +22,7 @@ from data.incoming import Incoming, Stretch
 from data.ledger import PART_ROWS, Found, Ledger, Lost, Record, Summary
 from data.parts import ALL
 from data.parts import Part as Share
-from data.pending import Ask, Bring, Part, PartReader, Pending, unchanged
+from data.pending import ELSEWHERE, Ask, Bring, Part, PartReader, Pending, unchanged
 from data.places import PlaceError, copy_here
 from data.probe import Probe, ProbeFailed
 from data.progress import Report
@@ -215,7 +215,7 @@ class _Fetch:
             for start in range(0, len(here), BATCH_OF_FILES):
                 group.create_task(self._files(here[start : start + BATCH_OF_FILES]))
             for row in part.rows:
-                if any(isinstance(one, Bring | Ask) for one in row.pictures):
+                if any(isinstance(one, ELSEWHERE) for one in row.pictures):
                     group.create_task(self._row(row))
                 else:
                     self._count(row)
@@ -235,7 +235,7 @@ class _Fetch:
             self._count(row)
 
     async def _row(self, row: Pending) -> None:
-        left = [(place, one) for place, one in enumerate(row.pictures) if isinstance(one, Bring | Ask)]
+        left = [(place, one) for place, one in enumerate(row.pictures) if isinstance(one, ELSEWHERE)]
         if len(left) == 1:
             await self._settle(row, *left[0])
         else:

@@ -32,6 +32,9 @@ class Ask:
     earlier: Found | Lost | None
 
 
+# Tuples, as a union is made anew wherever it is asked about, which happens for every picture.
+ELSEWHERE = (Bring, Ask)
+SETTLED = (Found, Lost)
 Open = CheckJob | Bring | Ask  # a job alone: a file that is there and has to be looked at
 
 
@@ -48,7 +51,7 @@ class Pending:
     @property
     def done(self) -> bool:
         """Whether nothing is left to do for it."""
-        return all(isinstance(one, Found | Lost) for one in self.pictures)
+        return all(isinstance(one, SETTLED) for one in self.pictures)
 
 
 @dataclass(frozen=True, slots=True)

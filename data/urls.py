@@ -4,12 +4,13 @@ import json
 import sqlite3
 from dataclasses import fields
 from pathlib import Path
+from time import monotonic
 
 import xxhash
 
 from data.ledger import Found, Lost
 
-COMMIT_AFTER = 200
+COMMIT_AFTER, COMMIT_AFTER_S = 1000, 0.5
 _ASK = "SELECT run, outcome FROM urls WHERE hash = ?"
 _FOUND = [field.name for field in fields(Found)]
 _LOST = [field.name for field in fields(Lost)]
@@ -40,6 +41,7 @@ class UrlStore:
                 self._database.execute("INSERT INTO about VALUES (?)", (fingerprint,))
         self._run = 1 + (self._database.execute("SELECT max(run) FROM urls").fetchone()[0] or 0)
         self._waiting: dict[bytes, tuple[int, str]] = {}
+        self._committed = monotonic()
 
     def get(self, url: str) -> tuple[Found | Lost, bool] | None:
         """What became of a URL, and whether that was found out by this very run; None if it is not known."""
@@ -57,7 +59,7 @@ class UrlStore:
         names = _FOUND if isinstance(outcome, Found) else _LOST
         record = json.dumps({name: getattr(outcome, name) for name in names}, default=bytes.hex)
         self._waiting[url_hash(outcome.url)] = (self._run, record)
-        if len(self._waiting) >= COMMIT_AFTER:
+        if len(self._waiting) >= COMMIT_AFTER or monotonic() - self._committed > COMMIT_AFTER_S:
             self.commit()
 
     def remove(self, urls: list[str]) -> None:
@@ -73,6 +75,7 @@ class UrlStore:
             self._database.executemany("INSERT OR REPLACE INTO urls VALUES (?, ?, ?)", rows)
             self._database.commit()
             self._waiting = {}
+        self._committed = monotonic()
 
     def close(self) -> None:
         """Close the store, all of it kept."""
