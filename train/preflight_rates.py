@@ -70,33 +70,38 @@ def all_reduce_rate(world: World) -> float:
 
 
 def ring_rates(world: World, firsts: list[int]) -> list[float]:
-    """Bytes a second that each node's first rank receives from that of the node before it, all at the same time.
+    """Bytes a second that each node's first rank receives from that of the node before it.
 
+    In turns, so that no node sends and receives at once: what a slow card sends would delay its own receipts, and its
+    neighbour would pass for slow too.
     firsts: the first rank of each node.
     """
     import torch
 
-    def exchange(data: "torch.Tensor") -> float:
-        if world.rank not in firsts:
-            return 0.0
-        place = firsts.index(world.rank)
-        into = torch.empty_like(data)
-        steps = [
-            torch.distributed.P2POp(torch.distributed.isend, data, firsts[(place + 1) % len(firsts)]),
-            torch.distributed.P2POp(torch.distributed.irecv, into, firsts[place - 1]),
-        ]
-        begun = time.perf_counter()
-        sending, *receiving = torch.distributed.batch_isend_irecv(steps)
-        for one in receiving:
-            one.wait()
-        _wait(world.device)
-        # What arrived is timed; how fast this node sends is its neighbour's to say.
-        spent = time.perf_counter() - begun
-        sending.wait()
-        return spent
+    count = len(firsts)
+    place = firsts.index(world.rank) if world.rank in firsts else None
+    # Every second one; of an odd number the last one alone.
+    turn_of = [2 if count % 2 and sender == count - 1 else sender % 2 for sender in range(count)]
+    rates = [0.0] * count
+    for turn in sorted(set(turn_of)):
 
-    rates = world.gather_floats([_rate(world, exchange)])
-    return [rates[rank][0] for rank in firsts]
+        def exchange(data: "torch.Tensor", turn: int = turn) -> float:
+            if place is None:
+                return 0.0
+            begun = time.perf_counter()
+            if turn_of[place - 1] == turn:
+                torch.distributed.recv(data, firsts[place - 1])
+                _wait(world.device)
+                return time.perf_counter() - begun
+            if turn_of[place] == turn:
+                torch.distributed.send(data, firsts[(place + 1) % count])
+            return 0.0
+
+        gathered = world.gather_floats([_rate(world, exchange)])
+        for receiver, rank in enumerate(firsts):
+            if turn_of[receiver - 1] == turn:
+                rates[receiver] = gathered[rank][0]
+    return rates
 
 
 def matrix_rate(device: "torch.device") -> float:

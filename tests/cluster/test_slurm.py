@@ -87,7 +87,7 @@ def test_stages_follow_each_other_from_a_catalogue_to_an_export(place: Path, clu
     assert (place / "runs/chain/report.html").is_file()
     assert (place / "runs/chain/export/model.safetensors").is_file()
     said = cluster.ask("launch/status", "chain", folder=place)
-    assert "runs/chain: finished, step 4 of 4" in said
+    assert "runs/chain: finished (stop.steps = 4), step 4 of 4" in said
     assert "first error" not in said
 
 
