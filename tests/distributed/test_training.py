@@ -27,7 +27,8 @@ def assert_same_training(bench: Bench, one: str, other: str) -> None:
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
 
 
-@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.soak), 3])
+@pytest.mark.soak  # three ranks: also in test_resume
+@pytest.mark.parametrize("ranks", [2, 3])
 def test_more_ranks_train_the_same_batches_to_the_same_losses(
     bench: Bench, trained: Callable[..., str], ranks: int
 ) -> None:
