@@ -176,6 +176,23 @@ def owes_validation(run: RunFolder, config: Config, done: int, last: bool) -> bo
     return due and not run.has_line(done, "validation")
 
 
+def check_settings(config: Config, settings: dict[str, Any], world: World) -> None:
+    """Raise UserError, on every rank, for settings that cannot be trained with here; before anything is loaded."""
+    world.agree(lambda: check_sections(settings, config.deepspeed))
+    world.agree(lambda: check_precision(config.model.precision))
+    world.agree(lambda: check_tuning(config, settings["zero_optimization"]))
+
+
+def find_fetched(config: Config, world: World) -> Path:
+    """The folder of the model, which was fetched if it had to be. Raises ConfigError."""
+    folder = world.agree(lambda: find_model(config.model.path))
+    if folder is None:
+        raise ConfigError(
+            f"model.path: {config.model.path} was fetched and is not in the local cache; is the disk full?"
+        )
+    return folder
+
+
 def work(config: Config, settings: dict[str, Any], run: RunFolder, world: World, profile: str | None = None) -> None:
     """Do the job on every rank; returns when it is finished, preempted, or was finished before.
 
@@ -184,16 +201,10 @@ def work(config: Config, settings: dict[str, Any], run: RunFolder, world: World,
     """
     console = Console(world.first)
     trace = Trace(profile, run.path / "profile", world)
-    world.agree(lambda: check_sections(settings, config.deepspeed))
-    world.agree(lambda: check_precision(config.model.precision))
-    world.agree(lambda: check_tuning(config, settings["zero_optimization"]))
+    check_settings(config, settings, world)
     earlier, start = world.from_first(lambda: open_run(run, config, settings, console))
     run.ours = True
-    folder = world.agree(lambda: find_model(config.model.path))
-    if folder is None:
-        raise ConfigError(
-            f"model.path: {config.model.path} was fetched and is not in the local cache; is the disk full?"
-        )
+    folder = find_fetched(config, world)
     geometry = world.agree(lambda: read_geometry(folder, config.model.num_crops))
     pinned = world.from_first(lambda: pinned_plan(run.path, start))
     plan = open_training(config, folder, geometry, world, pinned)
@@ -239,7 +250,6 @@ def work(config: Config, settings: dict[str, Any], run: RunFolder, world: World,
         newest=start,
         best=json.loads((run.path / "best.json").read_text()) if (run.path / "best.json").is_file() else {},
     )
-    last = done >= total or early is not None
     last = done >= total or early is not None
     skips = Skips(run.path, world, most=config.optim.max_skipped, step=done)
     with Loader(

@@ -15,7 +15,6 @@ import argparse
 import csv
 import hashlib
 import io
-import os
 import shutil
 import statistics
 import subprocess
@@ -90,12 +89,6 @@ def copied(folder: Path, paths: list[Path]) -> None:
             writer.write({"__key__": path.stem, "jpg": path.read_bytes(), "json": {"category": "clothing"}})
 
 
-def cpu_seconds() -> float:
-    """What this process and those that it started have used of the cores."""
-    used = os.times()
-    return used.user + used.system + used.children_user + used.children_system
-
-
 WAYS = {"data.build, everything": ours, "Pillow and SHA-256 alone": bare, "ShardWriter, unchecked": copied}
 
 
@@ -110,20 +103,17 @@ def main() -> None:
     if not photographs:
         parser.error(f"{values.material}: there are no photographs in clothing/images")
     rates: dict[str, list[float]] = {name: [] for name in WAYS}
-    costs: dict[str, list[float]] = {name: [] for name in WAYS}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         paths = catalogue(folder, photographs, values.times)
         print(f"{len(paths):,} pictures of {sum(path.stat().st_size for path in paths) / len(paths):,.0f} bytes")
         for _ in range(values.rounds):
             for way, run in WAYS.items():
-                start, busy = time.perf_counter(), cpu_seconds()
+                start = time.perf_counter()
                 run(folder, paths)
                 rates[way].append(len(paths) / (time.perf_counter() - start))
-                costs[way].append((cpu_seconds() - busy) / len(paths))
     for way, measured in rates.items():
-        milliseconds = statistics.median(costs[way]) * 1000
-        print(f"{way:28} {statistics.median(measured):8,.0f} pictures/s {milliseconds:6.2f} ms of a core a picture")
+        print(f"{way:28} {statistics.median(measured):8,.0f} pictures/s")
     own, limit = rates["data.build, everything"], rates["Pillow and SHA-256 alone"]
     shares = [one / other for one, other in zip(own, limit, strict=True)]
     each = ", ".join(f"{share:.2f}" for share in shares)
