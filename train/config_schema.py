@@ -23,6 +23,9 @@ class RunSection(Section):
     seed: NotNegative = 0
     stall_minutes: Annotated[float, Field(gt=0)] = 10.0
     """A rank that stays in one phase of a step for longer ends the run; waiting for data has its own limit."""
+    deterministic: bool = False
+    """On a GPU: only kernels that give the same bits each time, so that a resumed run equals a straight one; slower. A
+    CPU's always do."""
 
 
 class ModelSection(Section):
@@ -42,6 +45,11 @@ class ModelSection(Section):
     """Crops that go through the vision tower at once."""
     labels_per_chunk: Positive = 1024
     """Supervised tokens whose logits exist at once."""
+    liger: bool = False
+    """Liger's fused kernels in the decoder's layers: norms, gate of the MLP, rotation. Needs a GPU and liger-kernel."""
+    compile: bool = False
+    """Kernels made by torch.compile of norms, gate, rotation, the tower's activation and the loss; the first step takes
+    longer. With liger: of what Liger has no kernel for."""
 
     @model_validator(mode="after")
     def check_offload(self) -> "ModelSection":

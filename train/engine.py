@@ -19,8 +19,10 @@ from train.distributed import World
 from train.flops import Arithmetic, peak_flops
 from train.model import Phi3VForCausalLM
 from train.model.attention import resolve_attention
+from train.model.kernels import choose_kernels, use_kernels
 from train.model.lora import parts_of
 from train.model.pictures import planes
+from train.model.transfer import moved
 from train.model.weights import CheckpointError as WeightsError
 from train.optim import build_optimizer, set_rates
 from train.pipeline.batch import Batch
@@ -62,6 +64,8 @@ def load_model(config: Config, folder: Path, deepspeed_config: dict[str, Any], w
     # Every rank reads its own share from the files, so one alone may find them damaged.
     model = world.agree(load)
     settings = config.model
+    if settings.liger or settings.compile:
+        use_kernels(model, choose_kernels(liger=settings.liger, compiled=settings.compile))
     model.set_checkpointing(
         decoder=settings.checkpoint_decoder, vision=settings.checkpoint_vision, offload=settings.checkpoint_offload
     )
@@ -130,24 +134,20 @@ class Engine:
         self.probe_pack = probe_batch(made.vocab_size, made.crop_size, made.tokens_per_side)
 
     def inputs(self, batch: Batch) -> dict[str, Any]:
-        """A pack as the model's arguments, on its device."""
+        """A pack as the model's arguments; pictures and positions on its device."""
         device = self.world.device
-
-        def put(array: Any) -> torch.Tensor:
-            return torch.from_numpy(array).to(device, non_blocking=True)
-
         pictures = {}
         if len(batch.grids):
             pictures = {
-                "pixel_values": planes(put(batch.crops)),
+                "pixel_values": planes(moved(torch.from_numpy(batch.crops), device)),
                 "image_sizes": torch.from_numpy(batch.grids * self.crop_size),
             }
         return {
-            "input_ids": put(batch.input_ids)[None],
-            "position_ids": put(batch.position_ids)[None],
-            "labels": put(batch.labels)[None],
-            # Read on the CPU to cut the pack into samples: left there, it costs no wait for the device.
+            # The model reads them on the CPU to place pictures and labels: left there, it never waits for the device.
+            "input_ids": torch.from_numpy(batch.input_ids)[None],
+            "labels": torch.from_numpy(batch.labels)[None],
             "cu_seqlens": batch.cu_seqlens.tolist(),
+            "position_ids": moved(torch.from_numpy(batch.position_ids), device)[None],
             "crop_chunks": batch.crop_chunks,
             "label_chunks": batch.label_chunks,
             "loss_reduction": "sum",
@@ -256,6 +256,7 @@ class Engine:
             "threads": None if on_gpu else torch.get_num_threads(),
             "stage": self.zero_stage,
             "attention": self.attention,
+            "kernels": [name for name in ("liger", "compile") if getattr(self.config.model, name)],
             "precision": self.config.model.precision,
             "torch": torch.__version__,
             "transformers": transformers.__version__,

@@ -15,6 +15,7 @@ from train.console import Console
 from train.data_record import DataRecord
 from train.deepspeed_checks import check_sections
 from train.deepspeed_config import compose
+from train.determinism import be_deterministic
 from train.distributed import World
 from train.engine import Engine, load_model, part_sizes
 from train.faults import Skips
@@ -39,7 +40,7 @@ from train.saving import Saver
 from train.stopping import End, Stopping, earlier_rules, last_step
 from train.tracing import Trace
 from train.tracking import Tracker
-from train.tuning import check_calls, check_tuning
+from train.tuning import check_calls, check_kernels, check_tuning
 from train.validation import MEASURING, Validation
 from train.waiting import Waiting
 
@@ -180,6 +181,7 @@ def check_settings(config: Config, settings: dict[str, Any], world: World) -> No
     """Raise UserError, on every rank, for settings that cannot be trained with here; before anything is loaded."""
     world.agree(lambda: check_sections(settings, config.deepspeed))
     world.agree(lambda: check_precision(config.model.precision))
+    world.agree(lambda: check_kernels(config, world.device))
     world.agree(lambda: check_tuning(config, settings["zero_optimization"]))
 
 
@@ -202,6 +204,8 @@ def work(config: Config, settings: dict[str, Any], run: RunFolder, world: World,
     console = Console(world.first)
     trace = Trace(profile, run.path / "profile", world)
     check_settings(config, settings, world)
+    if config.run.deterministic:
+        be_deterministic()
     earlier, start = world.from_first(lambda: open_run(run, config, settings, console))
     run.ours = True
     folder = find_fetched(config, world)

@@ -10,6 +10,7 @@ from deepspeed.utils import set_z3_leaf_modules
 from train.config import ConfigError
 from train.config_schema import Config
 from train.model import Phi3VForCausalLM
+from train.model.kernels import why_no_compiler, why_no_liger
 from train.model.lora import PARTS, add_lora, check_adapter, set_trainable
 from train.pipeline.plan import Plan
 
@@ -38,6 +39,14 @@ def check_tuning(config: Config, zero: Mapping[str, Any]) -> None:
             check_adapter(**lora.model_dump(include={"rank", "alpha", "parts", "rslora", "dora"}), folder=lora.adapter)
         except ValueError as error:
             raise ConfigError(f"tune.lora.adapter: {error}") from error
+
+
+def check_kernels(config: Config, device: torch.device) -> None:
+    """Raise ConfigError for fused kernels that cannot be had on a device."""
+    if config.model.liger and (obstacle := why_no_liger(device)):
+        raise ConfigError(f"model.liger: {obstacle}; or set model.liger: false")
+    if config.model.compile and (obstacle := why_no_compiler(device)):
+        raise ConfigError(f"model.compile: {obstacle}; or set model.compile: false")
 
 
 def whole_layers(zero: Mapping[str, Any]) -> list[str]:

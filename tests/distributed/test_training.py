@@ -40,6 +40,11 @@ def test_zero2_trains_as_zero3_does(bench: Bench, trained: Callable[..., str]) -
     assert_same_training(bench, trained(1), trained(2, "zero2", "deepspeed=ds_configs/zero2.json"))
 
 
+@pytest.mark.soak
+def test_compiled_kernels_train_to_the_same_losses(bench: Bench, trained: Callable[..., str]) -> None:
+    assert_same_training(bench, trained(1), trained(2, "compiled", "model.compile=true"))
+
+
 def test_the_loss_falls_and_the_run_says_how_it_ended(bench: Bench, trained: Callable[..., str]) -> None:
     name = trained(2)
     lines = bench.lines(name)

@@ -118,6 +118,7 @@ def test_flash_hands_a_pack_to_the_kernel_that_there_is(
         dropout_p: float = 0.0,
         softmax_scale: float | None = None,
         causal: bool = False,
+        deterministic: bool = False,
     ) -> torch.Tensor:
         called.append("flash_attn")
         assert causal

@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from tests.factories.small_models import noise
-from train.model.crops import canvas_crops, canvas_pixels, tower_crops
+from train.model.crops import canvas_crops, tower_crops
+from train.pipeline.pixels import canvas_pixels
 
 
 def test_crops_are_cut_row_by_row_from_the_canvas() -> None:
@@ -53,7 +54,7 @@ def test_crops_pixel_by_pixel_are_the_same_crops(
         def refuse(_: Image.Image) -> None:
             raise ValueError("Image is in multiple array blocks, use imaging_new_block for zero copy")
 
-        monkeypatch.setattr("train.model.crops.pa.array", refuse)
+        monkeypatch.setattr("train.pipeline.pixels.pa.array", refuse)
     picture = noise(*size)
     crops, _ = canvas_crops(picture, 4, 28)
     out = np.empty((len(crops), 28, 28, 4), np.uint8)

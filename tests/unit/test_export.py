@@ -1,5 +1,6 @@
 """An exported folder answers as the run did, stands under the official names, and is whole or not there."""
 
+import ast
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from train.config import load as load_config
 from train.export import ExportError, check_export, export, export_adapter, main
 from train.loading import ModelError, choose_checkpoint, load_run
 from train.model import Phi3VConfig, Phi3VForCausalLM, Phi3VProcessor
+from train.model.standalone import model_code
 from train.model.weights import official_shapes
 from train.predict import predict_pictures
 from train.score.split import Split
@@ -282,6 +284,18 @@ def check_alone(found: dict[str, Any], place: Path) -> None:
 
 def test_the_folder_stands_alone(place: Path, tmp_path: Path) -> None:
     check_alone(loaded_alone(Path(sys.executable), place, tmp_path), place)
+
+
+def test_the_code_beside_the_weights_needs_only_what_transformers_brings() -> None:
+    brought = {"PIL", "numpy", "safetensors", "tokenizers", "torch", "transformers"} | sys.stdlib_module_names
+    found = set()
+    for text in model_code().values():
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found.add(str(node.module).partition(".")[0])
+    assert found <= brought
 
 
 @pytest.mark.soak

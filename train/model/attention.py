@@ -14,6 +14,8 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.phi3.modeling_phi3 import eager_attention_forward
 
+from train.model.transfer import placed
+
 SETTINGS = ("auto", "flash", "sdpa", "eager")
 
 
@@ -37,8 +39,7 @@ class Segments:
             raise ValueError(
                 f"cu_seqlens: must rise from 0 to the pack's {tokens} tokens without an empty sample, found {bounds}"
             )
-        ends = torch.tensor(bounds, dtype=torch.int32, device=device)
-        return cls(ends=ends, bounds=tuple(bounds), lengths=lengths)
+        return cls(ends=placed(bounds, device, torch.int32), bounds=tuple(bounds), lengths=lengths)
 
 
 def why_no_flash(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -158,7 +159,10 @@ def segment_flash(
     ends, longest = segments.ends, max(segments.lengths)
     flash_attn = installed_kernel()
     if flash_attn is not None:
-        attended = flash_attn(q, k, v, ends, ends, longest, longest, softmax_scale=scaling, causal=True)
+        exact = torch.are_deterministic_algorithms_enabled()
+        attended = flash_attn(
+            q, k, v, ends, ends, longest, longest, softmax_scale=scaling, causal=True, deterministic=exact
+        )
     else:
         grouped = query.shape[1] != key.shape[1]
         # A window of (-1, 0) is what this function calls causal.

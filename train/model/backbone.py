@@ -16,6 +16,7 @@ from train.model.image_embedding import ImageEmbedding
 from train.model.pictures import Pictures
 from train.model.placement import place_pictures
 from train.model.rotary import SampleRotary
+from train.model.transfer import moved
 
 
 class Phi3VPreTrainedModel(PreTrainedModel):
@@ -126,10 +127,11 @@ class Phi3VModel(Phi3VPreTrainedModel):
     ) -> Tensor:
         """Token embeddings [B, T, hidden_size] with the pictures' vectors written over the positions of theirs."""
         batch, tokens = input_ids.shape
-        embeds = self.embed_tokens(input_ids.clamp(min=0))
+        device = self.device
+        embeds = self.embed_tokens(moved(input_ids.clamp(min=0), device))
         if pictures is None:
             if crop_chunks:
-                none = input_ids.new_empty(0, dtype=torch.uint8)
+                none = torch.empty(0, dtype=torch.uint8, device=device)
                 embeds = embeds + self.vision_embed_tokens(none, None, (), crop_chunks)
             return self.embed_dropout(embeds)
         bounds: Sequence[int] = range(0, batch * tokens + 1, tokens)
@@ -139,8 +141,8 @@ class Phi3VModel(Phi3VPreTrainedModel):
         positions, rows = place_pictures(input_ids.flatten().cpu().numpy(), bounds, lengths)
         features = self.vision_embed_tokens(pictures.crops, pictures.views, pictures.grids, crop_chunks)
         if rows is not None:
-            features = features[torch.from_numpy(rows).to(features.device)]
-        where = torch.from_numpy(positions).to(embeds.device)
+            features = features[moved(torch.from_numpy(rows), device)]
+        where = moved(torch.from_numpy(positions), device)
         embeds = embeds.flatten(0, 1).index_copy(0, where, features.to(embeds.dtype))
         return self.embed_dropout(embeds.view(batch, tokens, -1))
 

@@ -1,8 +1,6 @@
 """A picture's HD crops as bytes: resized, padded with white and cut. PIL and NumPy alone, for worker processes."""
 
 import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
 from PIL import Image
 
 from data.geometry import Canvas, canvas
@@ -21,10 +19,10 @@ def canvas_crops(
     Neither normalised nor with the global view: the model makes both from these bytes.
     Raises ValueError for a picture that is too thin for its canvas.
     """
-    rgb, place = _on_canvas(picture, num_crops, crop_size)
+    rgb, place = on_canvas(picture, num_crops, crop_size)
     shape = (place.rows, place.columns, 3, crop_size, crop_size)
     crops = np.empty(shape, np.uint8) if out is None else out.reshape(shape, copy=False)
-    down, across = _cuts(rgb, place, crop_size)
+    down, across = cuts(rgb, place, crop_size)
     for number, band in enumerate("RGB"):
         # Pillow takes one band out of its pixels several times quicker than NumPy turns [..., 3] into [3, ...].
         pixels = np.frombuffer(rgb.tobytes("raw", band), np.uint8).reshape(rgb.height, rgb.width)
@@ -37,34 +35,8 @@ def canvas_crops(
     return crops.reshape(-1, 3, crop_size, crop_size), (place.rows, place.columns)
 
 
-def canvas_pixels(picture: Image.Image, num_crops: int, crop_size: int, out: NDArray[np.uint8]) -> None:
-    """As `canvas_crops`, pixel by pixel as Pillow holds them: copied as they lie, in a fifth of the time.
-
-    Arguments: `out`: uint8 [rows * columns, crop_size, crop_size, 4]: red, green, blue, and a byte without a meaning.
-    Raises ValueError for a picture that is too thin for its canvas, or for an `out` of another size.
-    """
-    rgb, place = _on_canvas(picture, num_crops, crop_size)
-    crops = out.reshape((place.rows, place.columns, crop_size, crop_size, 4), copy=False)
-    down, across = _cuts(rgb, place, crop_size)
-    pixels = _pixels(rgb)
-    for row, (rows, in_row) in enumerate(down):
-        for column, (columns, in_column) in enumerate(across):
-            part, crop = pixels[rows, columns], crops[row, column]
-            if part.shape != crop.shape:
-                crop.fill(WHITE)
-            crop[in_row, in_column] = part
-
-
-def _pixels(rgb: Image.Image) -> NDArray[np.uint8]:
-    """Pillow's own memory, [height, width, 4]; a copy where that is in several pieces."""
-    try:
-        memory = pa.array(rgb).buffers()[-1]
-    except ValueError:
-        memory = rgb.tobytes("raw", "RGBX")
-    return np.frombuffer(memory, np.uint8).reshape(rgb.height, rgb.width, 4)
-
-
-def _on_canvas(picture: Image.Image, num_crops: int, crop_size: int) -> tuple[Image.Image, Canvas]:
+def on_canvas(picture: Image.Image, num_crops: int, crop_size: int) -> tuple[Image.Image, Canvas]:
+    """The picture in RGB, resized to its place on the canvas, and that place; raises as `canvas_crops`."""
     if not isinstance(picture, Image.Image):
         raise TypeError(f"a picture must be a PIL image, found {type(picture).__name__}")
     place = canvas(picture.width, picture.height, num_crops, crop_size)
@@ -74,7 +46,7 @@ def _on_canvas(picture: Image.Image, num_crops: int, crop_size: int) -> tuple[Im
 Cuts = list[tuple[slice, slice]]
 
 
-def _cuts(rgb: Image.Image, place: Canvas, crop_size: int) -> tuple[Cuts, Cuts]:
+def cuts(rgb: Image.Image, place: Canvas, crop_size: int) -> tuple[Cuts, Cuts]:
     """Where the crops of a canvas and the picture on it overlap, down and across."""
     return (
         _overlaps(place.top, rgb.height, crop_size, place.rows),

@@ -1,12 +1,31 @@
 """The output head with the loss inside, so that logits exist only where there is a label, a chunk at a time."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+Slopes = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def label_slopes(hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The summed loss of hidden [n, hidden_size] at labels int64 [n], float32, and its slopes at the logits.
+
+    The slopes [n, vocabulary] are of the weight's dtype.
+    """
+    logs = torch.log_softmax(F.linear(hidden, weight).float(), dim=-1)
+    loss = _summed_loss(logs, labels)
+    slopes = logs.exp_()
+    slopes[torch.arange(len(labels), device=labels.device), labels] -= 1
+    return loss, slopes.to(weight.dtype)
+
+
+def _summed_loss(logs: Tensor, labels: Tensor) -> Tensor:
+    return F.nll_loss(logs, labels, reduction="sum") if len(labels) else logs.sum()
 
 
 class SummedCrossEntropy(torch.autograd.Function):
@@ -17,7 +36,9 @@ class SummedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, chunks: int) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, chunks: int, slopes_of: Slopes = label_slopes
+    ) -> Tensor:
         """hidden [n, hidden_size], weight [vocabulary, hidden_size], labels int64 [n] → float32 scalar."""
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
@@ -26,14 +47,11 @@ class SummedCrossEntropy(torch.autograd.Function):
         weight_gradient = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         start = 0
         for rows, targets in zip(hidden.tensor_split(chunks), labels.tensor_split(chunks), strict=True):
-            logs = torch.log_softmax(F.linear(rows, weight).float(), dim=-1)
-            total += F.nll_loss(logs, targets, reduction="sum") if len(targets) else logs.sum()
             if not (needs_hidden or needs_weight):
+                total += _summed_loss(torch.log_softmax(F.linear(rows, weight).float(), dim=-1), targets)
                 continue
-            slopes = logs.exp_()
-            slopes[torch.arange(len(targets), device=targets.device), targets] -= 1
-            slopes = slopes.to(weight.dtype)
-            del logs
+            loss, slopes = (slopes_of if len(targets) else label_slopes)(rows, weight, targets)
+            total += loss
             if hidden_gradient is not None:
                 torch.mm(slopes, weight, out=hidden_gradient[start : start + len(rows)])
                 start += len(rows)
@@ -47,7 +65,7 @@ class SummedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         """The gradients of the forward pass, times the one that comes in.
 
         Handed on and not copied: they are as large as the weight and the hidden states, so there is no second time.
@@ -61,6 +79,7 @@ class SummedCrossEntropy(torch.autograd.Function):
             weight.mul_(gradient) if weight is not None else None,
             None,
             None,
+            None,
         )
 
 
@@ -71,6 +90,8 @@ class LabelHead(nn.Linear):
     """
 
     labels_per_chunk = 512
+    slopes: Slopes = staticmethod(label_slopes)
+    """How a chunk's loss and its slopes are made."""
 
     def forward(self, hidden: Tensor, labels: Tensor | None = None, chunks: int | None = None) -> Tensor:
         """hidden [..., hidden_size] → logits [..., vocabulary]; with labels int64 [n], hidden [n, hidden_size] → sum.
@@ -82,6 +103,6 @@ class LabelHead(nn.Linear):
             return F.linear(hidden, self.weight, self.bias)
         if chunks is None:
             chunks = max(1, math.ceil(len(labels) / self.labels_per_chunk))
-        loss = SummedCrossEntropy.apply(hidden, self.weight, labels, chunks)
+        loss = SummedCrossEntropy.apply(hidden, self.weight, labels, chunks, self.slopes)
         assert isinstance(loss, Tensor)
         return loss

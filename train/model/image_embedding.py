@@ -10,6 +10,7 @@ from transformers import CLIPVisionModel
 from transformers.models.clip.configuration_clip import CLIPVisionConfig
 
 from train.model.configuration import Phi3VConfig
+from train.model.transfer import moved, placed
 
 # image_mean and image_std of both published preprocessor_config.json files.
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -141,10 +142,10 @@ class ImageEmbedding(nn.Module):
         side, width = self.side, merged.shape[-1]
         for (rows, columns), members in same_grid.items():
             count = len(members)
-            own = torch.tensor(
-                [starts[index] + offset for index in members for offset in range(rows * columns)], device=merged.device
+            own = placed(
+                [starts[index] + offset for index in members for offset in range(rows * columns)], merged.device
             )
-            views = torch.tensor([view_rows[index] for index in members], device=merged.device)
+            views = placed([view_rows[index] for index in members], merged.device)
             sub = merged[own].view(count, rows, columns, side, side, width).transpose(2, 3)
             sub = with_separators(sub.reshape(count, rows * side, columns * side, width), sub_separator)
             view = with_separators(merged[views], sub_separator)
@@ -167,8 +168,7 @@ def normalise(crops: Tensor) -> Tensor:
     """Bytes [n, 3, c, c] → normalised float32; what is float already is taken as normalised."""
     if crops.dtype != torch.uint8:
         return crops.float()
-    mean = torch.tensor(IMAGE_MEAN, device=crops.device)[:, None, None]
-    std = torch.tensor(IMAGE_STD, device=crops.device)[:, None, None]
+    mean, std = (moved(torch.tensor(values), crops.device)[:, None, None] for values in (IMAGE_MEAN, IMAGE_STD))
     return crops.float().div_(255).sub_(mean).div_(std)
 
 

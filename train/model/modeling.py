@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
@@ -20,6 +21,7 @@ from train.model.head import LabelHead
 from train.model.partitioned import is_partitioned, keep_unfilled, load_slices
 from train.model.pictures import read_pictures
 from train.model.recompute import checkpoint_to_host
+from train.model.transfer import moved
 from train.model.weights import check_folder, check_loading
 
 
@@ -131,7 +133,9 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
         """One batch, or one pack.
 
         Arguments:
-            input_ids: int64 [B, T]; −k at every position of the sample's picture k. Left as they are.
+            input_ids: int64 [B, T]; −k at every position of the sample's picture k. Left as they are. Ids and labels
+                may lie in the host's memory while the model is on a GPU: what has to be read out of them then costs no
+                wait for it.
             attention_mask: [B, past + T], 0 at padding on either side.
             labels: int64 [B, T], −100 where there is none; position t holds its own token, the shift is made here and
                 never crosses from one sample of a pack into the next.
@@ -154,7 +158,7 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
         if cu_seqlens is not None:
             if given.shape[0] != 1 or attention_mask is not None or past_key_values is not None:
                 raise ValueError("cu_seqlens: a pack is one row, without attention_mask and without a cache")
-            segments = Segments.of(cu_seqlens, given.shape[1], given.device)
+            segments = Segments.of(cu_seqlens, given.shape[1], self.device)
         if input_ids is not None and given.shape[1] > 1:
             self._check_ids(input_ids, pixel_values is not None)
         caching = self.config.use_cache and not self.training and labels is None if use_cache is None else use_cache
@@ -193,11 +197,12 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
     def _summed_loss(
         self, hidden: Tensor, labels: Tensor, segments: Segments | None, chunks: int | None
     ) -> tuple[Tensor, Tensor]:
-        targets = labels[:, 1:].clone()
-        if segments is not None and len(segments.lengths) > 1:
-            targets[:, segments.ends[1:-1].long() - 1] = -100
-        wanted = targets != -100
-        targets = targets[wanted]
+        # Position t is to tell token t + 1; the last of a row, or of a sample, has nothing to tell.
+        targets = F.pad(labels[:, 1:], (0, 1), value=-100)
+        for end in segments.bounds[1:-1] if segments is not None else ():
+            targets[:, end - 1] = -100
+        where = (targets.flatten() != -100).nonzero()[:, 0]
+        targets = targets.flatten()[where]
         if len(targets):
             smallest, largest = (int(bound) for bound in targets.aminmax())
             if smallest < 0 or largest >= self.vocab_size:
@@ -205,8 +210,9 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
                     f"labels: found {smallest if smallest < 0 else largest}; a label is a token id below "
                     f"{self.vocab_size}, or −100 where there is none"
                 )
-        loss = self.lm_head(hidden[:, :-1][wanted], targets, chunks)
-        return loss, wanted.sum()
+        rows = hidden.flatten(0, 1).index_select(0, moved(where, hidden.device))
+        loss = self.lm_head(rows, moved(targets, hidden.device), chunks)
+        return loss, torch.full((), len(where), device=hidden.device)
 
     def prepare_inputs_for_generation(
         self,

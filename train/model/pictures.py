@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from train.model.transfer import moved
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pictures:
@@ -62,7 +64,7 @@ def read_pictures(
         if pixel_values.numel():
             raise ValueError("pixel_values: crops are given, and image_sizes names no picture")
         return None
-    pixel_values = pixel_values.to(device)
+    pixel_values = moved(pixel_values, device)
     if pixel_values.dim() == 4 and len(pixel_values) == sum(own):
         return Pictures(crops=pixel_values, views=None, grids=grids)
     if pixel_values.dim() == 4 and len(grids) == 1:

@@ -15,11 +15,11 @@ from data.images import PictureError, open_picture
 from data.index import IndexEntry
 from data.schema import Sample, SampleError, UserError
 from data.shards import ShardError
-from train.model.crops import canvas_pixels
 from train.pipeline.batch import IGNORED, BadSample, Batch, Encoded, assemble
 from train.pipeline.corpus import Corpus, ShardSet
 from train.pipeline.events import Event
 from train.pipeline.passing import Bytes, Layout
+from train.pipeline.pixels import canvas_pixels
 from train.pipeline.read import ShardReader
 from train.pipeline.storage import Storage
 
