@@ -21,7 +21,7 @@ from torch import Tensor
 from data.images import open_picture
 from tests.benchmarks.pairs import in_turns, keep_to_one_core, print_table
 from tests.benchmarks.preprocess import photographs
-from tests.benchmarks.published import published_inputs
+from tests.benchmarks.published import published_inputs, published_states
 from tests.conftest import MATERIAL
 from tests.factories.goldens import Goldens
 from train.model import Phi3VForCausalLM, Phi3VProcessor
@@ -70,42 +70,13 @@ def as_published(model: Phi3VForCausalLM, samples: Sequence[Sample], all_logits:
     """Summed loss of the samples, one at a time, with backward; `all_logits` False: only where there is a label."""
     total = 0.0
     for one in samples:
-        hidden, targets = _published_states(model, one)[0, :-1], one.labels[0, 1:]
+        hidden, targets = published_states(model, one.input_ids, one.pixel_values, one.grid)[0, :-1], one.labels[0, 1:]
         if not all_logits:
             hidden, targets = hidden[targets != -100], targets[targets != -100]
         loss = F.cross_entropy(F.linear(hidden, model.lm_head.weight).float(), targets, reduction="sum")
         loss.backward()
         total += loss.item()
     return total
-
-
-def _published_states(model: Phi3VForCausalLM, one: Sample) -> Tensor:
-    """The final hidden states [1, T, hidden_size] of one sample."""
-    embedding = model.model.vision_embed_tokens
-    tower = embedding.img_processor.vision_model
-    states = [tower.pre_layrnorm(tower.embeddings(one.pixel_values))]
-    for layer in tower.encoder.layers:
-        states.append(layer(states[-1], None))
-    tower.post_layernorm(states[-1][:, 0])
-    rows, columns = one.grid
-    features = states[-2][: 1 + rows * columns, 1:]
-    count, side, width = len(features), embedding.side, features.shape[-1]
-    merged = features.view(count, side, 2, side, 2, width).transpose(2, 3).reshape(count, side, side, 4 * width)
-    view, crops = merged[:1], merged[1:]
-    grid = crops.view(rows, columns, side, side, -1).transpose(1, 2).reshape(rows * side, columns * side, -1)
-    sub, end = embedding.sub_GN[0], embedding.glb_GN[0]
-    tokens = torch.cat(
-        (
-            torch.cat((grid, sub.expand(rows * side, 1, -1)), dim=1).flatten(0, 1),
-            end,
-            torch.cat((view[0], sub.expand(side, 1, -1)), dim=1).flatten(0, 1),
-        )
-    )
-    embeds = model.model.embed_tokens(one.input_ids.clamp(min=0))
-    where = (one.input_ids[0] < 0).nonzero()[:, 0]
-    embeds = embeds[0].index_copy(0, where, embedding.img_projection(tokens))[None]
-    hidden, _, _ = model.model(inputs_embeds=embeds)
-    return hidden
 
 
 def as_one_pack(model: Phi3VForCausalLM, samples: Sequence[Sample]) -> float:

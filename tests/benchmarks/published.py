@@ -1,6 +1,6 @@
-"""The published processor's picture steps, written anew from their description, to measure against.
+"""The published processor's picture steps and the model's, written anew from their description, to measure against.
 
-Each step makes its own result, as there: one batch of one picture is stacked at the end.
+Each picture step makes its own result, as there: one batch of one picture is stacked at the end.
 """
 
 import math
@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+
+from train.model import Phi3VForCausalLM
 
 CROP = 336
 # image_mean and image_std of the published preprocessor_config.json.
@@ -62,3 +64,36 @@ def to_normalised(canvas: Image.Image) -> Tensor:
     pixels = torch.from_numpy(np.array(canvas, np.uint8)).permute(2, 0, 1).contiguous()
     scaled = pixels.to(torch.float32).div(255)
     return scaled.clone().sub_(torch.tensor(MEAN)[:, None, None]).div_(torch.tensor(STD)[:, None, None])
+
+
+def published_states(model: Phi3VForCausalLM, input_ids: Tensor, pixel_values: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The final hidden states [1, T, hidden_size] of one sample with one picture.
+
+    As published: every crop that `pixel_values` [num_crops + 1, 3, c, c] was filled up with goes through the tower, and
+    through its last layer too, whose output is not used.
+    """
+    embedding = model.model.vision_embed_tokens
+    tower = embedding.img_processor.vision_model
+    states = [tower.pre_layrnorm(tower.embeddings(pixel_values.to(embedding.sub_GN.dtype)))]
+    for layer in tower.encoder.layers:
+        states.append(layer(states[-1], None))
+    tower.post_layernorm(states[-1][:, 0])
+    rows, columns = grid
+    features = states[-2][: 1 + rows * columns, 1:]
+    count, side, width = len(features), embedding.side, features.shape[-1]
+    merged = features.view(count, side, 2, side, 2, width).transpose(2, 3).reshape(count, side, side, 4 * width)
+    view, crops = merged[:1], merged[1:]
+    canvas = crops.view(rows, columns, side, side, -1).transpose(1, 2).reshape(rows * side, columns * side, -1)
+    sub, end = embedding.sub_GN[0], embedding.glb_GN[0]
+    tokens = torch.cat(
+        (
+            torch.cat((canvas, sub.expand(rows * side, 1, -1)), dim=1).flatten(0, 1),
+            end,
+            torch.cat((view[0], sub.expand(side, 1, -1)), dim=1).flatten(0, 1),
+        )
+    )
+    embeds = model.model.embed_tokens(input_ids.clamp(min=0))
+    where = (input_ids[0] < 0).nonzero()[:, 0]
+    embeds = embeds[0].index_copy(0, where, embedding.img_projection(tokens))[None]
+    hidden, _, _ = model.model(inputs_embeds=embeds)
+    return hidden

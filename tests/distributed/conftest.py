@@ -37,6 +37,8 @@ class Bench:
     """A folder with shards, a model and a configuration; runs lie under `runs`."""
 
     folder: Path
+    accelerator: str = "cpu"
+    """What DeepSpeed is told to train on."""
 
     @property
     def runs(self) -> Path:
@@ -58,14 +60,14 @@ class Bench:
 
     def train(self, ranks: int, name: str, *settings: str) -> subprocess.CompletedProcess[str]:
         """Train to the end; output and errors together."""
-        return run(self.command(ranks, name, *settings))
+        return run(self.command(ranks, name, *settings), DS_ACCELERATOR=self.accelerator)
 
     def start(self, ranks: int, name: str, *settings: str) -> subprocess.Popen[str]:
         """Start a training and go on."""
         return subprocess.Popen(
             self.command(ranks, name, *settings),
             cwd=ROOT,
-            env=environment(),
+            env=environment(DS_ACCELERATOR=self.accelerator),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -114,13 +116,13 @@ def numbers(line: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in line.items() if key != "time"}
 
 
-def make_bench(folder: Path) -> Bench:
+def make_bench(folder: Path, accelerator: str = "cpu") -> Bench:
     """Shards, model and configuration in a folder."""
     shards = small_shards(folder / "shards", shards=2, per_shard=24, splits=("train", "validation"))
     make(folder / "model", shards.folder, SIZES, seed=0)
     text = SETTINGS.replace("model: {", f"model: {{path: {folder}/model, ")
     (folder / "small.yaml").write_text(text.replace("data: {", f"data: {{shards: {folder}/shards, "))
-    return Bench(folder=folder)
+    return Bench(folder=folder, accelerator=accelerator)
 
 
 @pytest.fixture(scope="session")

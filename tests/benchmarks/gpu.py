@@ -1,0 +1,318 @@
+"""The published architecture at full size in training on a GPU: tokens and pictures a second, utilisation, memory.
+
+    python -m tests.benchmarks.gpu [--method full lora] [--tokens 1024 … 131072] [--crops 4 16] [--liger] [--compile]
+
+Random weights, made on the device; nothing is downloaded. Full fine-tuning and LoRA through the trainer's engine (flash
+attention over packs, checkpointing, AdamW), each pack full of samples with a picture; beside it, on the same model and
+samples, the published way: one sample at a time, each picture padded to num_crops + 1 crops that all go through the
+tower, sdpa, float32 logits at every position. Operations are counted as `train.flops` says (recomputation not) and held
+against the rate of bf16 matrix products measured in this run, and the data sheet's.
+
+`--small` takes a small model of the same layers on any device, to try the program; its figures mean nothing.
+"""
+
+import argparse
+import gc
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from tests.benchmarks.full_size import (
+    GRIDS,
+    alone,
+    computed_peak,
+    config_of,
+    full_config,
+    make_engine,
+    pack_of,
+    samples,
+    small_config,
+)
+from tests.benchmarks.kernel_times import kernel_times
+from tests.benchmarks.one_at_a_time import as_published
+from tests.benchmarks.pairs import print_table
+from train.config_schema import Config
+from train.engine import Engine
+from train.flops import peak_flops, seen_crops
+from train.loss import backward_scale, count_labels
+from train.preflight_rates import matrix_rate
+
+TOKENS = (1024, 4096, 16384, 65536, 131072)
+CROPS = (4, 16)
+SMALL_TOKENS = (128, 512)
+ROOM_FOR_ALL = 80e9
+"""Bytes of a GPU that take weights, gradients, fp32 copies and moments of 4.15 B parameters, and activations."""
+TUNE: dict[str, dict[str, Any]] = {
+    "full": {"method": "full"},
+    "frozen": {"method": "full", "freeze": ["vision"]},
+    "lora": {"method": "lora"},
+}
+PUBLISHED = (("full", 8.657), ("frozen", 31.7), ("lora", 12.1))
+PUBLISHED_GPUS, PUBLISHED_PEAK, PUBLISHED_TOKENS = 8, 312e12, 2443
+GIB = 2**30
+
+
+def config_for(method: str, options: argparse.Namespace, memory: float) -> Config:
+    """A run's settings; where the GPU is too small for the optimizer, that is kept in the host's memory."""
+    fits = memory >= ROOM_FOR_ALL or method == "lora" or options.small
+    on_gpu = torch.cuda.is_available()
+    return config_of(
+        model={
+            "precision": "bf16" if on_gpu else "fp32",
+            "liger": options.liger,
+            "compile": options.compile,
+            "crops_per_chunk": options.crops_per_chunk,
+        },
+        tune=TUNE[method],
+        deepspeed="ds_configs/zero2.json" if fits else "ds_configs/zero3_offload.json",
+    )
+
+
+def timed(step: Callable[[], object], device: torch.device, seconds: float, least: int) -> list[float]:
+    """Seconds of each of the steps that fit into a time, at least so many, after one that is not counted."""
+    spent: list[float] = []
+    step()
+    while len(spent) < least or sum(spent) < seconds:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        begun = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        spent.append(time.perf_counter() - begun)
+    return spent
+
+
+def measure_packs(engine: Engine, options: argparse.Namespace, architecture: Any) -> list[dict[str, Any]]:
+    """The cases of one method, each as plain values; one that does not fit says so."""
+    device, found = engine.world.device, []
+    for crops in options.crops:
+        for tokens in options.tokens:
+            for whole in (False, True) if tokens == max(options.tokens) and tokens > 65536 else (False,):
+                try:
+                    chosen = samples(architecture, crops, tokens, whole)
+                except ValueError:
+                    continue
+                case = {"tokens": tokens, "crops": crops, "samples": len(chosen), "way": "packs"}
+                case["computed_gib"] = computed_peak(
+                    engine.config, pack_of(engine.config, chosen), architecture, device
+                )
+                case["computed_gib"] /= GIB
+                found.append(case | guarded(lambda chosen=chosen: packed(engine, chosen, options), device))
+        least = next(tokens for tokens in options.tokens if tokens >= options.published_tokens)
+        chosen = samples(architecture, crops, least)
+        case = {"tokens": least, "crops": crops, "samples": len(chosen), "way": "published"}
+        if engine.zero_stage == 3:
+            found.append(case | {"failed": "needs whole weights (ZeRO-2)"})
+            continue
+        found.append(
+            case | guarded(lambda chosen=chosen, crops=crops: published(engine, chosen, crops, options), device)
+        )
+    return found
+
+
+def guarded(work: Callable[[], dict[str, Any]], device: torch.device) -> dict[str, Any]:
+    """What a measurement gave, with the peak of memory; or that memory ran out."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    try:
+        values = work()
+    except torch.OutOfMemoryError:
+        values = {"failed": "out of memory"}
+    if device.type == "cuda":
+        values["peak_gib"] = torch.cuda.max_memory_allocated(device) / GIB
+    return values
+
+
+def packed(engine: Engine, chosen: Sequence[Any], options: argparse.Namespace) -> dict[str, Any]:
+    """Steps of one pack."""
+    batch = pack_of(engine.config, chosen)
+    scale = backward_scale(1, count_labels(batch.labels))
+
+    def step() -> None:
+        engine.train_pack(batch, 0, scale)
+        engine.step(1e-6)
+
+    seconds = statistics.median(timed(step, engine.world.device, options.seconds, options.steps))
+    looked = kernel_times(step, engine.world.device) if options.profile else None
+    return {
+        "seconds": seconds,
+        "pictures": len(batch.grids),
+        "tower_crops": seen_crops(batch),
+        "operations": engine.arithmetic.of_packs([batch]),
+        "explained": looked and looked.explained,
+        "kinds": looked and looked.by_kind,
+        "kernels": looked and looked.largest,
+    }
+
+
+def published(engine: Engine, chosen: Sequence[Any], crops: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Steps over the same samples, one at a time."""
+    rows, columns = GRIDS[crops]
+
+    def step() -> None:
+        as_published(engine, chosen, (rows, columns), crops)
+        engine.step(1e-6)
+
+    seconds = statistics.median(timed(step, engine.world.device, options.seconds, options.steps))
+    batch = pack_of(engine.config, chosen)
+    return {
+        "seconds": seconds,
+        "pictures": len(batch.grids),
+        "operations": engine.arithmetic.of_packs([batch]),
+    }
+
+
+def one_method(options: argparse.Namespace) -> dict[str, Any]:
+    """All cases of one method, in this process."""
+    world = alone()
+    on_gpu = world.device.type == "cuda"
+    memory = torch.cuda.get_device_properties(world.device).total_memory if on_gpu else 0.0
+    rate = matrix_rate(world.device)
+    architecture = small_config() if options.small else full_config()
+    config = config_for(options.method[0], options, memory)
+    engine = make_engine(architecture, config, world)
+    found = {
+        "method": options.method[0],
+        "device": torch.cuda.get_device_name(world.device) if on_gpu else "cpu",
+        "matrix_rate": rate,
+        "data_sheet": peak_flops(torch.cuda.get_device_name(world.device), "bf16") if on_gpu else None,
+        "deepspeed": config.deepspeed,
+        "weights_gib": torch.cuda.memory_allocated(world.device) / GIB if on_gpu else None,
+        "cases": measure_packs(engine, options, architecture),
+    }
+    if world.size == 1 and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    return found
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--method", nargs="+", choices=list(TUNE), default=list(TUNE))
+    made.add_argument("--tokens", nargs="+", type=int, help=f"tokens of a pack (default: {TOKENS})")
+    made.add_argument("--crops", nargs="+", type=int, choices=sorted(GRIDS), default=list(CROPS))
+    made.add_argument("--published-tokens", type=int, help="samples of the published way fill a pack of so many")
+    made.add_argument("--seconds", type=float, default=6.0, help="of each measurement (default: 6)")
+    made.add_argument("--steps", type=int, default=2, help="least steps of each measurement (default: 2)")
+    made.add_argument("--crops-per-chunk", type=int, default=64, help="crops through the tower at once (default: 64)")
+    made.add_argument("--liger", action="store_true")
+    made.add_argument("--compile", action="store_true")
+    made.add_argument("--no-profile", dest="profile", action="store_false", help="leave the kernels out")
+    made.add_argument("--small", action="store_true", help="a small model, on any device")
+    made.add_argument("--in-this-process", action="store_true", help=argparse.SUPPRESS)
+    return made
+
+
+def each_method(options: argparse.Namespace, arguments: Sequence[str]) -> list[dict[str, Any]]:
+    """Every method in a process of its own, so that none finds what another left on the device."""
+    found = []
+    for method in options.method:
+        command = [sys.executable, "-m", "tests.benchmarks.gpu", *arguments, "--method", method, "--in-this-process"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"{method}: ended with {done.returncode}")
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    return found
+
+
+def tell(found: dict[str, Any]) -> None:
+    """The tables of one method."""
+    measured, sheet = found["matrix_rate"], found["data_sheet"]
+    told = f", data sheet {sheet / 1e12:,.0f}" if sheet else ""
+    print(f"\n## {found['method']} on {found['device']}, {found['deepspeed']}")
+    print(f"bf16 matrix products: {measured / 1e12:,.1f} TFLOP/s measured{told}\n")
+    rows = []
+    for case in found["cases"]:
+        start = (case["way"], f"{case['tokens']:,}", str(case["crops"]), str(case["samples"]))
+        peak = f"{case['peak_gib']:.1f}" if "peak_gib" in case else "–"
+        computed = f"{case['computed_gib']:.1f}" if "computed_gib" in case else ""
+        if "failed" in case:
+            rows.append((*start, case["failed"], "", "", "", "", peak, computed, ""))
+            continue
+        rate = case["operations"] / case["seconds"]
+        rows.append(
+            (
+                *start,
+                f"{case['seconds']:.3f}",
+                f"{case['tokens'] / case['seconds']:,.0f}",
+                f"{case['pictures'] / case['seconds']:.2f}",
+                f"{rate / measured:.1%}",
+                f"{rate / sheet:.1%}" if sheet else "–",
+                peak,
+                computed,
+                f"{case['explained']:.1%}" if case.get("explained") else "",
+            )
+        )
+    header = ("way", "tokens", "crops", "samples", "s a step", "tokens/s", "pictures/s", "of measured", "of sheet")
+    print_table((*header, "peak GiB", "computed", "device at work"), rows)
+    for case in found["cases"]:
+        if case.get("kernels"):
+            print(f"\nLargest kernels at {case['tokens']:,} tokens, {case['crops']} crops:")
+            for name, seconds, calls in case["kernels"]:
+                print(f"  {1e3 * seconds:9.2f} ms  {calls:6,} ×  {name[:90]}")
+            print("  " + ", ".join(f"{kind} {1e3 * spent:.1f} ms" for kind, spent in case["kinds"].items()))
+
+
+def tell_published(found: Sequence[dict[str, Any]]) -> None:
+    """The published 8 × A100 figures beside ours at 16 crops."""
+    rows = []
+    for name, rate in PUBLISHED:
+        ours = [
+            case
+            for one in found
+            if one["method"] == name
+            for case in one["cases"]
+            if case["crops"] == 16 and case["way"] == "packs" and "seconds" in case
+        ]
+        best = max(ours, key=lambda case: case["pictures"] / case["seconds"], default=None)
+        per_gpu, sheet = rate / PUBLISHED_GPUS, next((one["data_sheet"] for one in found if one["data_sheet"]), None)
+        if best is None:
+            rows.append((name, f"{per_gpu:.2f}", f"{per_gpu / PUBLISHED_PEAK * 1e15:.2f}", "–", "–"))
+            continue
+        own = best["pictures"] / best["seconds"]
+        rows.append(
+            (
+                name,
+                f"{per_gpu:.2f}",
+                f"{per_gpu / PUBLISHED_PEAK * 1e15:.2f}",
+                f"{own:.2f}",
+                f"{own / sheet * 1e15:.2f}" if sheet else "–",
+            )
+        )
+    print(f"\nPublished, on 8 A100 with {PUBLISHED_TOKENS:,} tokens a picture, and ours at 16 crops (2,509 tokens):\n")
+    print_table(("", "pictures/s a GPU", "a PFLOP/s of its sheet", "ours a GPU", "a PFLOP/s of its sheet"), rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser().parse_args(given)
+    options.tokens = options.tokens or list(SMALL_TOKENS if options.small else TOKENS)
+    options.published_tokens = options.published_tokens or (min(options.tokens) if options.small else 4096)
+    if not torch.cuda.is_available() and not options.small:
+        print("no GPU: nothing is measured (--small tries the program on a CPU)")
+        return 0
+    if options.in_this_process:
+        print(json.dumps(one_method(options)), flush=True)
+        return 0
+    found = each_method(options, given)
+    for one in found:
+        tell(one)
+    if not options.small:
+        tell_published(found)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
