@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from data.looks import LOOK_BYTES, PATCHES, SIDE
 
-DISTANCE = 0.2
+DISTANCE = 0.16
 """Of the contrast, the share that a copy's greys may differ by once tones are fitted."""
 COLOUR_DISTANCE = 0.45
 """Of the colourfulness, the share that a copy's colours may differ by once their strength is fitted."""

@@ -63,7 +63,7 @@ def make_plan(
     finally:
         looks.unlink(missing_ok=True)
     keys, names = _joined(kept.keys), _joined(kept.names)
-    dealt = _deal(kept, keys, links, mapping, rejected)
+    dealt = _deal(kept, keys, links, mapping, breaks, rejected)
     stays = np.flatnonzero(dealt.stays)
     numbers = np.frombuffer(kept.rows, np.int64)[stays]
     keys = unique_keys(keys.take(pa.array(stays)), numbers)
@@ -107,7 +107,9 @@ def _read(
     return kept, rows
 
 
-def _deal(kept: Kept, keys: pa.Array, links: Links, mapping: Mapping, rejected: RejectedRows) -> _Dealt:
+def _deal(
+    kept: Kept, keys: pa.Array, links: Links, mapping: Mapping, breaks: Sequence[int], rejected: RejectedRows
+) -> _Dealt:
     """Set duplicates and leaks aside, and give every row its split."""
     numbers = np.frombuffer(kept.rows, np.int64)
     first = first_places(np.frombuffer(kept.same, np.uint64))
@@ -124,7 +126,7 @@ def _deal(kept: Kept, keys: pa.Array, links: Links, mapping: Mapping, rejected: 
             stays=stays, oldest=oldest, codes=codes, splits=encoded.dictionary.to_pylist(), straddling=straddling
         )
     splits, own = list(mapping.split.fractions), np.frombuffer(kept.own, np.int8).astype(np.int64)
-    dealt = deal(links, own)
+    dealt = deal(links, own, np.searchsorted(np.array(breaks, np.int64), numbers, side="right"))
     for place, joined in dealt.leaks.items():
         if stays[place]:
             detail = ", ".join(f"that of row {numbers[one]} in {splits[dealt.codes[one]]}" for one in joined)
