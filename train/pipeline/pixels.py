@@ -5,7 +5,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from train.model.crops import WHITE, cuts, on_canvas
+from train.model.crops import cuts, on_canvas
+
+WHITE = 0xFFFFFFFF
 
 
 def canvas_pixels(picture: Image.Image, num_crops: int, crop_size: int, out: NDArray[np.uint8]) -> None:
@@ -15,21 +17,30 @@ def canvas_pixels(picture: Image.Image, num_crops: int, crop_size: int, out: NDA
     Raises ValueError for a picture that is too thin for its canvas, or for an `out` of another size.
     """
     rgb, place = on_canvas(picture, num_crops, crop_size)
-    crops = out.reshape((place.rows, place.columns, crop_size, crop_size, 4), copy=False)
+    # A pixel is one number here: four bytes are moved at once.
+    crops = out.reshape((place.rows, place.columns, crop_size, crop_size, 4), copy=False).view(np.uint32)[..., 0]
     down, across = cuts(rgb, place, crop_size)
     pixels = _pixels(rgb)
     for row, (rows, in_row) in enumerate(down):
         for column, (columns, in_column) in enumerate(across):
             part, crop = pixels[rows, columns], crops[row, column]
-            if part.shape != crop.shape:
-                crop.fill(WHITE)
             crop[in_row, in_column] = part
+            if part.shape != crop.shape:
+                _whiten_around(crop, in_row, in_column)
 
 
-def _pixels(rgb: Image.Image) -> NDArray[np.uint8]:
-    """Pillow's own memory, [height, width, 4]; a copy where that is in several pieces."""
+def _whiten_around(crop: NDArray[np.uint32], rows: slice, columns: slice) -> None:
+    """Fill what lies around a part of a crop [size, size], and nothing of the part."""
+    crop[: rows.start] = WHITE
+    crop[rows.stop :] = WHITE
+    crop[rows, : columns.start] = WHITE
+    crop[rows, columns.stop :] = WHITE
+
+
+def _pixels(rgb: Image.Image) -> NDArray[np.uint32]:
+    """Pillow's own memory, [height, width]; a copy where that is in several pieces."""
     try:
         memory = pa.array(rgb).buffers()[-1]
     except ValueError:
         memory = rgb.tobytes("raw", "RGBX")
-    return np.frombuffer(memory, np.uint8).reshape(rgb.height, rgb.width, 4)
+    return np.frombuffer(memory, np.uint32).reshape(rgb.height, rgb.width)
