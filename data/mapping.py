@@ -53,6 +53,9 @@ class Mapping(Strict):
     split: SplitRule
     keep: list[str] | None = None
     """Columns kept in `source`; without it, all."""
+    origin: str | None = None
+    """Where the data come from, in words; stands in manifest, report and model card, as the next one."""
+    licence: str | None = None
 
     @cached_property
     def prompt_pieces(self) -> list[Piece]:

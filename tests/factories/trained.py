@@ -57,7 +57,7 @@ def make_shards(folder: Path, template: str = "bare") -> Path:
     Manifest(
         counts=counts,
         split_rule={"by": "product"},
-        build={"preset": "test"},
+        build={"mapping": {"origin": "drawn for a test", "licence": "CC0-1.0"}},
         chat_template={"name": template, "template": CHAT_TEMPLATES[template]},
         answer_template=ANSWER,
         question=QUESTION,

@@ -140,6 +140,8 @@ def test_the_model_card_says_what_and_how_well(place: Path) -> None:
     assert "LoRA, rank 8" in card
     assert "| test | 18 | 18 |" in card
     assert "Not evaluated" in card
+    assert "| licence | CC0-1.0 |" in card
+    assert "| origin | drawn for a test |" in card
 
 
 def test_each_kind_of_adapter_merges_as_peft_does(place: Path, tmp_path: Path) -> None:
@@ -287,7 +289,9 @@ def test_the_folder_stands_alone(place: Path, tmp_path: Path) -> None:
 
 
 def test_the_code_beside_the_weights_needs_only_what_transformers_brings() -> None:
-    brought = {"PIL", "numpy", "safetensors", "tokenizers", "torch", "transformers"} | sys.stdlib_module_names
+    # Pillow, transformers and torch with what they require.
+    brought = {"PIL", "transformers", "huggingface_hub", "numpy", "safetensors", "tokenizers", "torch", "jinja2"}
+    brought |= sys.stdlib_module_names
     found = set()
     for text in model_code().values():
         for node in ast.parse(text).body:

@@ -150,10 +150,12 @@ def _model(config: Config, saved: Manifest, status: Mapping[str, Any]) -> dict[s
 
 
 def _data(config: Config, shards: ShardManifest) -> dict[str, str]:
-    source = shards.build.get("source")
+    source, mapping = shards.build.get("source"), shards.build.get("mapping") or {}
     lines = {
         "shards": ", ".join(one.path for one in config.data.shard_sets),
         "source": source if isinstance(source, str) else "",
+        "origin": str(mapping.get("origin") or ""),
+        "licence": str(mapping.get("licence") or ""),
         "question": shards.question or "",
         "answer": shards.answer_template or "",
         "chat template": shards.chat_template["name"],
