@@ -5,11 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.distributed.conftest import LIMIT_S, ROOT, environment
 from tests.factories.published_name import fill_cache
 from tests.factories.small_shards import small_shards
 
 
+@pytest.mark.soak  # on one rank also among the README's commands
 def test_the_bare_command_trains_the_published_name_on_all_local_ranks(tmp_path: Path) -> None:
     # Few samples: the published settings' long packs take a CPU many seconds each.
     small_shards(tmp_path / "shards", shards=1, per_shard=6, splits=("train", "validation"))
