@@ -24,11 +24,13 @@ from data.whole import write_whole
 from train.config import load
 from train.main import parse
 from train.rank_log import RankEnd, error_lines, first_error, read_ends
-from train.runs import RunFolder
+from train.runs import RunFolder, own_job
 
 TRIES = 3
 ANSWER_S = 30
 USER_ERROR = 2
+ALLOWED = "NODES_ALLOWED"
+"""Variable with the fewest and the most nodes of the job, `1-2`, where it may have fewer; set by launch/submit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,11 +67,14 @@ def decide(ended: Ended) -> Decision:
     state, reason = ended.status.get("state"), str(ended.status.get("reason", ""))
     if ended.code == 0 and state == "finished":
         return Decision(back=False, reason="finished")
-    left = ended.asked or (reason.partition(" ")[0].removeprefix("SIG") if state == "preempted" else "")
+    # A training that was asked to leave ends well; where it did not, the status is that of an earlier try.
+    saved = ended.code == 0 and state == "preempted"
+    left = ended.asked or (reason.partition(" ")[0].removeprefix("SIG") if saved else "")
     if left == "USR1":
-        return Decision(back=True, reason=reason or "SIGUSR1 before the first step")
+        return Decision(back=True, reason=reason if saved else "SIGUSR1")
     if left:
-        return Decision(back=False, reason=f"{reason or f'SIG{left}'}; submit the same line again to go on")
+        said = reason if saved else f"SIG{left}"
+        return Decision(back=False, reason=f"{said}; unless Slurm puts it back, submit the same line to go on")
     if ended.first is not None and ended.first.ending == "mendable" and not ended.unfit:
         return Decision(back=False, reason=ended.first.line(), code=USER_ERROR)
     tries = ended.reached[-TRIES:]
@@ -135,17 +140,40 @@ def unfit_nodes(run: RunFolder, since: float, asks: Callable[[str], bool] = answ
     return unfit if len(unfit) < len(nodes) else ()
 
 
+def changes(without: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """What of this job is to be another when it comes back, as scontrol takes it."""
+    found = [f"ExcNodeList={','.join(without)}"] if without else []
+    allowed = environment.get(ALLOWED)
+    if allowed:
+        # Once it has begun, Slurm asks for as many tasks, and so nodes, as it had.
+        least = int(allowed.partition("-")[0]) * int(environment.get("SLURM_NTASKS_PER_NODE", "1"))
+        found += [f"NumTasks={least}", f"NumNodes={allowed}"]
+    return found
+
+
+def change_later(job: str, changed: Sequence[str], without: Sequence[str]) -> bool:
+    """Have a job of a moment change this one while it waits, for it cannot be changed sooner; whether there is one."""
+    change = (
+        f'while s=$(squeue -h -j {job} -o %t) && [ -n "$s" ]; do '
+        f"[ $s = PD ] && scontrol update JobId={job} {' '.join(changed)} && break; sleep 2; done; "
+        f"scontrol release {job}"
+    )
+    helper = ["sbatch", "--job-name=change-a-job", "--nodes=1", "--ntasks=1", "--time=10", "--output=/dev/null"]
+    same = {"--partition": "SLURM_JOB_PARTITION", "--account": "SLURM_JOB_ACCOUNT"}
+    helper += [f"{option}={os.environ[name]}" for option, name in same.items() if os.environ.get(name)]
+    helper += [f"--exclude={','.join(without)}"] * bool(without)
+    # Else sbatch takes this job's own shape for the other's.
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
+    own |= {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
+    done = subprocess.run([*helper, f"--wrap={change}"], env=own, timeout=ANSWER_S, check=False)
+    return done.returncode == 0
+
+
 def come_back(job: str, without: Sequence[str]) -> None:
     """Put this job back into the queue; ends the calling process, as it is part of the job."""
-    if not without:
-        subprocess.run(["scontrol", "requeue", job], check=True, timeout=ANSWER_S)
-        return
-    # Which nodes a job may have can be changed only while it waits. So it is held, and a job of a moment does the rest.
-    nodes = ",".join(without)
-    change = f"until scontrol update JobId={job} ExcNodeList={nodes}; do sleep 2; done; scontrol release {job}"
-    helper = ["sbatch", "--job-name=without-a-node", "--nodes=1", "--ntasks=1", "--time=10", "--output=/dev/null"]
-    subprocess.run([*helper, f"--exclude={nodes}", f"--wrap={change}"], check=True, timeout=ANSWER_S)
-    subprocess.run(["scontrol", "requeuehold", job], check=True, timeout=ANSWER_S)
+    changed = changes(without, os.environ)
+    held = bool(changed) and change_later(job, changed, without)
+    subprocess.run(["scontrol", "requeuehold" if held else "requeue", job], check=True, timeout=ANSWER_S)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -166,10 +194,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError:
         return options.code or USER_ERROR  # training has said so
     run = RunFolder(Path(config.run.folder) / str(config.run.name))
+    said, held = run.holder()
+    if held and not said.endswith(own_job()):
+        print(f"{config.run.name} is another job's ({said}): nothing is done with it", flush=True)
+        return options.code or USER_ERROR
     ends = read_ends(run.path)
     state = str(run.status().get("state"))
     well = options.code == 0
     asked = bool(options.asked) or (well and state == "preempted")
+    if not well and not asked:
+        print("\n".join(error_lines(ends)), flush=True)  # before a node is asked that may not answer for long
     ended = Ended(
         code=options.code,
         asked=options.asked,
@@ -179,11 +213,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         unfit=() if asked or well else unfit_nodes(run, options.since),
     )
     decision = decide(ended)
-    if not well and not asked:
-        print("\n".join(error_lines(ends)), flush=True)
     print(f"{time.strftime('%H:%M:%S')} {config.run.name}: {decision.reason}", flush=True)
     if not decision.back:
-        if decision.code:
+        if decision.code and state != "finished":
             run.set_stopped(decision.reason)
         return decision.code
     without = f", without {', '.join(decision.without)}" if decision.without else ""

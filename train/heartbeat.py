@@ -83,17 +83,20 @@ class Heart:
         limit_s: float,
         limits: Mapping[str, float] | None = None,
         failed: Callable[[str], object] = lambda reason: None,
+        ended: Callable[[str], object] = lambda reason: None,
     ) -> None:
         """
         folder: where the ranks' stacks are written.
         limit_s, limits: as for `verdict`.
         failed: told the verdict, on rank 0, before all end.
+        ended: told who is to blame, on each rank that ends.
         """
         self._world = world
         self._folder = folder
         self._limit_s = limit_s
         self._limits = dict(limits or {})
         self._failed = failed
+        self._ended = ended
         self._beat_s = min(LONGEST_BEAT_S, limit_s / 10)
         self._own = Beat(rank=world.rank, host=socket.gethostname(), phase="start", step=0, position=0, for_s=0.0)
         self._since = time.monotonic()
@@ -218,6 +221,7 @@ class Heart:
 
     def _end(self, reason: str) -> None:
         """Write the stacks of all threads, and end this process at once."""
+        self._ended(reason.partition("\n")[0])
         if self._world.first:
             if self._verdict is None:
                 self._say(reason)

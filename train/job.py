@@ -1,7 +1,7 @@
 """One training job from the ranks brought together to the last line: run folder, plan, model, loop."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -195,9 +195,19 @@ def find_fetched(config: Config, world: World) -> Path:
     return folder
 
 
-def work(config: Config, settings: dict[str, Any], run: RunFolder, world: World, profile: str | None = None) -> None:
+def work(
+    config: Config,
+    settings: dict[str, Any],
+    run: RunFolder,
+    world: World,
+    preemption: Preemption,
+    ended: Callable[[str], object],
+    profile: str | None = None,
+) -> None:
     """Do the job on every rank; returns when it is finished, preempted, or was finished before.
 
+    preemption: whether a signal has asked the job to leave; answered from the first step on.
+    ended: told why, where the process is about to end because a rank holds all others up.
     profile: steps to trace, see tracing.Trace.
     Raises UserError for what a person can mend; the same on every rank, except for a rank that cannot read its data.
     """
@@ -238,9 +248,13 @@ def work(config: Config, settings: dict[str, Any], run: RunFolder, world: World,
     console.say(describe(engine, plan, config, world, end))
     tracker = Tracker(config.wandb, run.path, str(config.run.name), config.model_dump()) if world.first else None
     record = DataRecord(run.path, world, max_bad=config.data.max_bad, step=done)
-    preemption = Preemption()
     heart = Heart(
-        world, run.path / "stacks", 60 * config.run.stall_minutes, patient_limits(config), failed=run.set_failed
+        world,
+        run.path / "stacks",
+        60 * config.run.stall_minutes,
+        patient_limits(config),
+        failed=run.set_failed,
+        ended=ended,
     )
     report = Report(run, console, tracker)
     checkpoints = Checkpoints(

@@ -9,11 +9,14 @@ Exit codes: 0 trained to the end, or saved and left because a signal asked for i
 1 anything else.
 """
 
+import signal
 import sys
 from pathlib import Path
 
 if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    # One that comes while the program is being read would end this rank; it is held back until `main` can note it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
 
 import argparse
 import importlib.util
@@ -22,6 +25,7 @@ import socket
 import time
 import traceback
 from collections.abc import Sequence
+from functools import partial
 
 from data.schema import UserError
 from train.config import DEFAULT, load, origins
@@ -29,8 +33,9 @@ from train.config_schema import Config
 from train.deepspeed_config import read
 from train.distributed import Place, bring_together, end_at_once, find_place, part
 from train.material import check
+from train.preemption import Preemption
 from train.rank_log import RankLog, ending_of
-from train.runs import RunFolder
+from train.runs import HeldError, RunFolder
 
 USER_ERROR = 2
 
@@ -139,7 +144,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if place.rank == 0:
                 say_before(options, config)
             return 0
+        preemption = Preemption()
+        preemption.remember()
         run = RunFolder(Path(config.run.folder) / str(config.run.name))
+        run.check_free(partial(print, flush=True) if place.rank == 0 else None)
         log = RankLog(run.path, place)
         log.start()
         check(config, fetch=place.local_rank == 0)
@@ -155,13 +163,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         if options.preflight == "always" or (options.preflight == "auto" and place.several_nodes):
             preflight(world, config, run.path)
-        work(config, settings, run, world, options.profile)
+        work(config, settings, run, world, preemption, partial(log.finish, "lost"), options.profile)
+        preemption.leave()
         part()
         log.finish("well")
         return 0
     except BaseException as error:
         mendable = isinstance(error, UserError)
-        log.finish(ending_of(error), str(error) if mendable else f"{type(error).__name__}: {error}")
+        if not isinstance(error, HeldError):  # then the record is of the job that holds the run
+            log.finish(ending_of(error), str(error) if mendable else f"{type(error).__name__}: {error}")
         run.set_failed(str(error) if mendable else f"rank {world.rank}: {type(error).__name__}: {error}")
         tell(place, error)
         end_at_once(USER_ERROR if mendable else 1)

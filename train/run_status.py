@@ -6,7 +6,6 @@ Reads the run's folder, and asks Slurm for the job where there is one. No torch.
 """
 
 import argparse
-import fcntl
 import json
 import re
 import shutil
@@ -23,20 +22,6 @@ from train.runs import RunFolder
 
 USER_ERROR = 2
 RECENT = 20  # steps that the rate is of
-
-
-def holder(run: RunFolder) -> tuple[str, bool]:
-    """Who holds or held the run, as its lock says, and whether it is held now."""
-    path = run.path / "lock"
-    if not path.is_file():
-        return "", False
-    with path.open("r+") as lock:
-        said = lock.read().strip()
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return said, True
-    return said, False
 
 
 def job_line(number: str) -> str | None:
@@ -68,7 +53,7 @@ def status_lines(path: Path) -> list[str]:
     """All that can be said of a run."""
     run = RunFolder(path)
     status = run.status()
-    said, held = holder(run)
+    said, held = run.holder()
     found = re.search(r"job (\d+)", said)
     lines = [line for line in [job_line(found[1]) if found else None] if line]
     if status:

@@ -4,7 +4,9 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -18,10 +20,24 @@ from train.config_schema import Config
 from train.lines import cut_lines
 
 State = Literal["running", "preempted", "finished", "failed"]
+MOMENT_S = 1.0
+"""Whoever only asks who holds a run has its lock for less than this."""
+LEASE_S = 120.0
+"""NFS gives the lock of a lost node back within this (its lease is 90 s)."""
 
 
 class RunError(UserError):
     """The run folder cannot be used for this start."""
+
+
+class HeldError(RunError):
+    """Another job is at work on the run."""
+
+
+def own_job() -> str:
+    """What the lock of a run says of this process's Slurm job; empty where it has none."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return f", job {job}" if job else ""
 
 
 def step_of(checkpoint: Path | None) -> int:
@@ -56,8 +72,51 @@ class RunFolder:
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
+    def _lock(self, lock: IO[str], kind: int, say: Callable[[str], object] | None = None) -> None:
+        """Take the lock; raises HeldError where another job has it. An earlier try of this job is waited for: its node
+        may be lost, and its lock not given back yet."""
+        begun = time.monotonic()
+        while True:
+            try:
+                fcntl.flock(lock, kind | fcntl.LOCK_NB)
+                return
+            except BlockingIOError as error:
+                lock.seek(0)
+                holder = lock.read().strip() or "unknown"
+                earlier = bool(own_job()) and holder.endswith(own_job())
+                if time.monotonic() - begun > (LEASE_S if earlier else MOMENT_S):
+                    raise HeldError(
+                        f"{self.path}: another training job is using it ({holder}); wait for it, end it, or "
+                        "take another name by --run"
+                    ) from error
+                if earlier and say is not None:
+                    say(f"{self.path}: an earlier try of this job still holds it ({holder}); waiting {LEASE_S:.0f} s")
+                    say = None
+                time.sleep(MOMENT_S / 5)
+
+    def check_free(self, say: Callable[[str], object] | None = None) -> None:
+        """Raise HeldError where another job has the run. For every rank, before it writes anything into the folder.
+
+        say: is told that an earlier try of this job is waited for.
+        """
+        with suppress(OSError), (self.path / "lock").open() as lock:  # none yet, or `hold` will say why not
+            self._lock(lock, fcntl.LOCK_SH, say)
+
+    def holder(self) -> tuple[str, bool]:
+        """Who has or had the run, as its lock says, and whether it is held now."""
+        path = self.path / "lock"
+        if not path.is_file():
+            return "", False
+        with path.open() as lock:
+            said = lock.read().strip()
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return said, True
+        return said, False
+
     def hold(self) -> None:
-        """Make the folder and keep it for this process until it ends; raises RunError where another job has it."""
+        """Make the folder and keep it for this process until it ends; raises HeldError where another job has it."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock = (self.path / "lock").open("a+")
@@ -65,18 +124,9 @@ class RunFolder:
             raise RunError(
                 f"{self.path}: cannot be written ({error.strerror}); set run.folder to a folder that can"
             ) from error
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self.lock.seek(0)
-            holder = self.lock.read().strip() or "unknown"
-            raise RunError(
-                f"{self.path}: another training job is using it ({holder}); wait for it, end it, or "
-                "take another name by --run"
-            ) from error
+        self._lock(self.lock, fcntl.LOCK_EX)
         self.lock.truncate(0)
-        job = os.environ.get("SLURM_JOB_ID")
-        self.lock.write(f"process {os.getpid()} on {socket.gethostname()}{f', job {job}' if job else ''}\n")
+        self.lock.write(f"process {os.getpid()} on {socket.gethostname()}{own_job()}\n")
         self.lock.flush()
 
     def compare(self, config: Config, deepspeed: Mapping[str, Any]) -> Earlier:

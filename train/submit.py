@@ -9,6 +9,7 @@ differs from cluster to cluster stands in launch/site.env. `--dry-run` prints th
 """
 
 import argparse
+import math
 import re
 import shlex
 import shutil
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.schema import UserError
+from train.comeback import ALLOWED
 from train.config import DEFAULT, load
 from train.config_schema import Config
 from train.deepspeed_config import read
@@ -111,8 +113,17 @@ def shard_jobs(options: argparse.Namespace, site: Mapping[str, str]) -> list[Job
 def train_job(options: argparse.Namespace, site: Mapping[str, str], run: str) -> Job:
     """The training, on as many nodes as are asked for, or fewer where that is allowed."""
     nodes = str(options.nodes)
+    allowed: tuple[str, ...] = ()
     if options.min_nodes and options.min_nodes < options.nodes:
+        ranks = int(site["RANKS_PER_NODE"])
+        if options.min_nodes * ranks < options.nodes:
+            raise SubmitError(
+                f"--min-nodes {options.min_nodes}: Slurm gives a job no more nodes than the fewest have ranks, here "
+                f"{options.min_nodes * ranks} (RANKS_PER_NODE={ranks}); take at least "
+                f"{math.ceil(options.nodes / ranks)}, or leave it out"
+            )
         nodes = f"{options.min_nodes}-{options.nodes}"
+        allowed = (f"--export=ALL,{ALLOWED}={nodes}",)
     settings = [part for one in options.overrides for part in ("--set", one)]
     return Job(
         name="train",
@@ -124,6 +135,7 @@ def train_job(options: argparse.Namespace, site: Mapping[str, str], run: str) ->
             f"--cpus-per-task={site['CPUS_PER_RANK']}",
             f"--time={options.time or site['TRAIN_TIME']}",
             f"--signal=B:USR1@{site['GRACE_S']}",
+            *allowed,
         ),
         script="launch/train.sbatch",
         arguments=("--config", options.config, "--run", run, *settings),

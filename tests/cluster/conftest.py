@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.factories.jobs import SITE
 from tests.factories.machines import Machines, needs
 from tests.factories.published_name import clean_environment, fill_cache, link_checkout
 from tests.factories.slurm import Slurm
@@ -74,3 +75,13 @@ def by_ssh(machines: Machines, found: dict[str, str]) -> dict[str, str]:
 def by_slurm(slurm: Slurm, found: dict[str, str]) -> dict[str, str]:
     """An environment of the login node for Slurm's commands."""
     return clean_environment(slurm.environment, found | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"})
+
+
+@pytest.fixture(scope="session")
+def cluster(place: Path, slurm: Slurm, by_slurm: dict[str, str]) -> Slurm:
+    """The Slurm, with launch/site.env filled in for it, and whose jobs find the model."""
+    site = place / "launch/site.env"
+    site.unlink()
+    site.write_text(SITE)
+    slurm.environment = by_slurm
+    return slurm

@@ -43,7 +43,7 @@ def test_nothing_is_left_after_a_failure(tmp_path: Path) -> None:
 
 def test_nothing_is_left_where_a_machine_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needs("ip", "sshd", "ssh-keygen", "unshare")
-    monkeypatch.setattr(Machines, "_start_sshd", lambda self: os.stat(tmp_path / "not-there"))
+    monkeypatch.setattr(Machines, "_start_all_sshd", lambda self: os.stat(tmp_path / "not-there"))
     with pytest.raises(FileNotFoundError), Machines(tmp_path, "p3w", "10.78.0"):
         pass
     assert left("p3w") == []

@@ -1,65 +1,15 @@
 """launch/ under a real Slurm of two nodes: stages by dependencies, and what is refused before it is queued."""
 
 import json
-import re
 from pathlib import Path
 
 import pytest
 
 from data.sample.catalogue import write_sample
-from tests.factories.published_name import NAME
+from tests.factories.jobs import SITE, settings, show_log, submitted
 from tests.factories.slurm import Slurm
 
 ROWS = 80
-SITE = """\
-GPU_PARTITION=main
-CPU_PARTITION=cpu
-GPUS_PER_NODE=0
-RANKS_PER_NODE=1
-CPUS_PER_RANK=1
-TRAIN_TIME=30
-GRACE_S=60
-PYTHON=python
-"""
-SETTINGS = {
-    "model.path": NAME,
-    "data.pack_length": "256",
-    "stop.steps": "60",
-    "evaluate.every_steps": "0",
-    "checkpoint.every_steps": "10",
-}
-
-
-@pytest.fixture(scope="module")
-def cluster(place: Path, slurm: Slurm, by_slurm: dict[str, str]) -> Slurm:
-    """The Slurm, with launch/site.env filled in for it, and whose jobs find the model."""
-    site = place / "launch/site.env"
-    site.unlink()
-    site.write_text(SITE)
-    slurm.environment = by_slurm
-    return slurm
-
-
-def settings(shards: str = "shards", **more: str) -> list[str]:
-    """The small training of these tests, as arguments."""
-    values = SETTINGS | {"data.shards": shards} | more
-    chosen = [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
-    return ["--config", "train/configs/quickstart.yaml", *chosen]
-
-
-def submitted(cluster: Slurm, place: Path, *arguments: str) -> dict[str, int]:
-    """Run launch/submit; returns the number of each job by its stage."""
-    done = cluster.machines.run(["launch/submit", *arguments], folder=place, environment=cluster.environment)
-    print(done.stdout)
-    assert done.returncode == 0
-    return {stage: int(job) for stage, job in re.findall(r"^(\w[\w: ]*?) +job (\d+)$", done.stdout, re.MULTILINE)}
-
-
-def show_logs(place: Path, job: int) -> str:
-    """A job's log, printed for whoever reads a failure."""
-    text = "\n".join(path.read_text() for path in place.glob(f"phi3-vision-{job}.log"))
-    print(text[-8000:])
-    return text
 
 
 def test_stages_follow_each_other_from_a_catalogue_to_an_export(place: Path, cluster: Slurm) -> None:
@@ -83,7 +33,7 @@ def test_stages_follow_each_other_from_a_catalogue_to_an_export(place: Path, clu
         print(path.name, path.read_text()[-1500:])
     assert set(ended.values()) == {"COMPLETED"}
     assert json.loads((place / "runs/chain/status.json").read_text())["state"] == "finished"
-    assert "2 ranks" in show_logs(place, jobs["train"])
+    assert "2 ranks" in show_log(place, jobs["train"])
     assert (place / "runs/chain/report.html").is_file()
     assert (place / "runs/chain/export/model.safetensors").is_file()
     said = cluster.ask("launch/status", "chain", folder=place)

@@ -89,7 +89,7 @@ class Machines:
                 self._make(machine)
             for machine in NODES:
                 self._join(machine)
-            self._start_sshd()
+            self._start_all_sshd()
         except BaseException:
             self.clear()
             raise
@@ -122,7 +122,7 @@ class Machines:
         run("ip", "-n", space, "addr", "add", f"{self.addresses[machine]}/24", "dev", "eth0")
         run("ip", "-n", space, "link", "set", "eth0", "up")
 
-    def _start_sshd(self) -> None:
+    def _start_all_sshd(self) -> None:
         folder = self.folder / "ssh"
         (folder / "bin").mkdir(parents=True, exist_ok=True)
         Path("/run/sshd").mkdir(exist_ok=True)
@@ -137,8 +137,6 @@ class Machines:
         wrapper.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {folder}/config "$@"\n')
         wrapper.chmod(0o755)
         self.base |= {"PATH": f"{folder}/bin:{self.base['PATH']}", "PDSH_RCMD_TYPE": "ssh"}
-        sshd = shutil.which("sshd", path=PLACES)
-        assert sshd is not None
         for machine in NODES:
             (folder / f"{machine}.conf").write_text(
                 f"ListenAddress {self.addresses[machine]}\nListenAddress 127.0.1.1\n"
@@ -147,10 +145,16 @@ class Machines:
                 "PasswordAuthentication no\nKbdInteractiveAuthentication no\nStrictModes no\nUsePAM no\n"
                 f"SetEnv PATH={PLACES}\n"
             )
-            self.start(machine, f"sshd-{machine}", sshd, "-D", "-e", "-f", str(folder / f"{machine}.conf"))
+            self.start_sshd(machine)
         for machine in NODES:
             reached = ["ssh", "-o", "ConnectTimeout=2", machine, "true"]
             wait_for(lambda reached=reached: self.run(reached).returncode == 0, f"ssh to {machine}")  # type: ignore[misc]
+
+    def start_sshd(self, machine: str) -> None:
+        """Start a machine's sshd; after `kill_all` again."""
+        sshd = shutil.which("sshd", path=PLACES)
+        assert sshd is not None
+        self.start(machine, f"sshd-{machine}", sshd, "-D", "-e", "-f", f"{self.folder}/ssh/{machine}.conf")
 
     def command(self, machine: str, command: list[str]) -> list[str]:
         """A command line that runs `command` on a machine."""

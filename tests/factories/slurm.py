@@ -24,7 +24,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0
 SlurmdParameters=config_overrides
-SlurmdTimeout=30
+SlurmdTimeout=15
 KillWait=20
 MinJobAge=3600
 OverTimeLimit=1

@@ -1,13 +1,15 @@
 """The run folder: one job at a time, the same settings, metrics cut back to the checkpoint."""
 
 import json
+import os
+import socket
 from pathlib import Path
 
 import pytest
 
 from train.config import validate
 from train.config_schema import Config
-from train.runs import RunError, RunFolder
+from train.runs import HeldError, RunError, RunFolder
 
 ZERO = {"zero_optimization": {"stage": 3}}
 
@@ -34,6 +36,32 @@ def test_one_job_at_a_time_holds_a_run(tmp_path: Path) -> None:
     assert first.lock is not None
     first.lock.close()
     second.hold()
+
+
+def test_a_second_job_is_refused_before_it_writes_and_an_earlier_try_of_this_one_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "run")
+    second.check_free()
+    assert not first.path.exists()
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    first.hold()
+    lock = first.lock
+    assert lock is not None
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        lock.close()  # the other node's lease is over
+
+    second.check_free(say)
+    assert ["an earlier try of this job" in text for text in said] == [True]
+    second.hold()
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    with pytest.raises(HeldError, match="job 7"):
+        first.check_free(say)
+    assert len(said) == 1
+    assert (second.path / "lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}, job 7\n"
 
 
 def test_equal_settings_go_on_and_a_changed_stop_is_told(tmp_path: Path) -> None:

@@ -27,8 +27,11 @@ def test_a_training_gets_its_sites_shape_and_its_own_settings() -> None:
 
 
 def test_fewer_nodes_are_allowed_only_by_a_word() -> None:
-    assert "--nodes=2-4" in commands("train", "--nodes", "4", "--min-nodes", "2")[0]
+    fewer = commands("train", "--nodes", "4", "--min-nodes", "2")[0]
+    assert {"--nodes=2-4", "--export=ALL,NODES_ALLOWED=2-4"} < set(fewer)
     assert "--nodes=4" in commands("train", "--nodes", "4", "--min-nodes", "4")[0]
+    with pytest.raises(SubmitError, match=r"here 2 \(RANKS_PER_NODE=1\); take at least 4"):
+        commands("train", "--nodes", "4", "--min-nodes", "2", RANKS_PER_NODE="1")
 
 
 def test_stages_come_in_their_order_and_shards_in_four_jobs() -> None:
