@@ -19,10 +19,11 @@ import sys
 import tempfile
 import time
 import venv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.benchmarks.figures import Figure, Unavailable, command, of_rounds
 from tests.benchmarks.pairs import in_turns, print_table
 from tests.conftest import MATERIAL, ROOT
 
@@ -60,6 +61,7 @@ MODES = {
     "unchecked": ["--disable_all_reencoding", "True"],
     "decoded": ["--resize_mode", "no", "--skip_reencode", "True"],
 }
+NGINX_PROGRAM = shutil.which("nginx") or "/usr/sbin/nginx"
 PROCESSES_AND_THREADS = ((1, 64), (2, 32), (2, 128))
 
 
@@ -95,8 +97,7 @@ def nginx(work: Path, port: int) -> Iterator[None]:
     """A web server of our own while the block runs."""
     (work / "nginx").mkdir(exist_ok=True)
     (work / "nginx.conf").write_text(NGINX.format(work=work, port=port))
-    program = shutil.which("nginx") or "/usr/sbin/nginx"
-    with subprocess.Popen([program, "-c", work / "nginx.conf", "-e", work / "nginx.log"]) as server:
+    with subprocess.Popen([NGINX_PROGRAM, "-c", work / "nginx.conf", "-e", work / "nginx.log"]) as server:
         try:
             wait_for(port, server)
             yield
@@ -114,9 +115,14 @@ def wait_for(port: int, server: "subprocess.Popen[bytes]") -> None:
     raise SystemExit("nginx has ended; see nginx.log in the work folder")
 
 
+def peer_program(work: Path) -> Path:
+    """Where img2dataset lies once its environment is made."""
+    return work / "img2dataset" / "bin" / "img2dataset"
+
+
 def peer(work: Path) -> Path:
     """The img2dataset of an environment of its own, which is made if it is not there."""
-    program = work / "img2dataset" / "bin" / "img2dataset"
+    program = peer_program(work)
     if not program.is_file():
         venv.create(program.parents[1], with_pip=True)
         python = program.parent / "python"
@@ -158,49 +164,81 @@ def download(program: Path, work: Path, name: str, pictures: int, mode: str, pro
         raise SystemExit(f"img2dataset did not write all pictures; see {work / 'theirs.log'}")
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--material", type=Path, default=MATERIAL, help="folder that holds clothing/")
-    parser.add_argument("--times", type=int, default=4, help="how often each photograph is served")
-    parser.add_argument("--rounds", type=int, default=3, help="pairs of runs")
-    parser.add_argument("--work", type=Path, default=ROOT / "build" / "download", help="folder for everything")
-    options = parser.parse_args()
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    arguments = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.download",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    arguments.add_argument("--material", type=Path, default=MATERIAL, help="folder that holds clothing/")
+    arguments.add_argument("--times", type=int, default=4, help="how often each photograph is served")
+    arguments.add_argument("--rounds", type=int, default=3, help="pairs of runs")
+    arguments.add_argument("--work", type=Path, default=ROOT / "build" / "download", help="folder for everything")
+    arguments.add_argument("--no-install", action="store_true", help="do not make img2dataset's environment")
+    return arguments
+
+
+def check(material: Path, work: Path, install: bool) -> None:
+    """Raise Unavailable for what is not here."""
+    if not Path(NGINX_PROGRAM).is_file():
+        raise Unavailable("there is no nginx (Debian: apt-get install nginx-light)")
+    if not (material / "clothing" / "rows.csv").is_file():
+        raise Unavailable(f"there are no photographs in {material / 'clothing'}; name their folder by --material")
+    if not install and not peer_program(work).is_file():
+        raise Unavailable("img2dataset is not there; `python -m tests.benchmarks.download` makes its environment")
+
+
+def measure(options: argparse.Namespace) -> list[Figure]:
+    """Pictures a second of a build from a web server, beside img2dataset's two modes."""
     work = options.work.resolve()
+    check(options.material, work, not options.no_install)
     work.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(work / "out", ignore_errors=True)
     (work / "out").mkdir()
     (work / "mapping.yaml").write_text(MAPPING)
     program = peer(work)
-    port, pictures = serve(options.material, work, options.times)
-    each = pictures // options.times
+    port, count = serve(options.material, work, options.times)
     with nginx(work, port):
-        tried = {}
-        for mode in MODES:
-            for processes, threads in PROCESSES_AND_THREADS:
-                start = time.perf_counter()
-                download(program, work, "one", each, mode, processes, threads)
-                tried[mode, processes, threads] = each / (time.perf_counter() - start)
-                print(
-                    f"img2dataset, {mode}, {processes} × {threads}: {tried[mode, processes, threads]:,.0f}/s",
-                    flush=True,
-                )
-        best = {mode: max((one for one in tried if one[0] == mode), key=tried.__getitem__) for mode in MODES}
-        ways = {"data.build": lambda: build(work, pictures)}
+        best = best_settings(program, work, count // options.times)
+        ways = {"data.build": lambda: build(work, count)}
         for mode, setting in best.items():
             name = f"img2dataset, {mode}, {setting[1]} × {setting[2]}"
-            ways[name] = lambda setting=setting: download(program, work, "all", pictures, *setting)
+            ways[name] = lambda setting=setting: download(program, work, "all", count, *setting)  # type: ignore[misc]
         timings = in_turns(ways, options.rounds, warm_up=0)
     shutil.rmtree(work / "out")
     ours = timings["data.build"]
     print_table(
-        (f"{pictures:,} pictures, {os.cpu_count()} cores", "pictures/s", "data.build is"),
+        (f"{count:,} pictures, {os.cpu_count()} cores", "pictures/s", "data.build is"),
         [
-            (name, f"{pictures / one.median_s:,.0f}", f"{ours.times_faster_than(one):.2f}×")
+            (name, f"{count / one.median_s:,.0f}", f"{ours.times_faster_than(one):.2f}×")
             for name, one in timings.items()
         ],
     )
+    rates = {name: [count / taken for taken in timing.seconds] for name, timing in timings.items()}
+    own = rates.pop("data.build")
+    return [
+        of_rounds(f"{count:,} photographs, beside {mode}", own, "pictures/s", baseline=(name, rate))
+        for mode, (name, rate) in zip(best, rates.items(), strict=True)
+    ]
+
+
+def best_settings(program: Path, work: Path, pictures: int) -> dict[str, tuple[str, int, int]]:
+    """The quickest processes and threads of img2dataset, by its mode."""
+    tried = {}
+    for mode in MODES:
+        for processes, threads in PROCESSES_AND_THREADS:
+            start = time.perf_counter()
+            download(program, work, "one", pictures, mode, processes, threads)
+            tried[mode, processes, threads] = rate = pictures / (time.perf_counter() - start)
+            print(f"img2dataset, {mode}, {processes} × {threads}: {rate:,.0f}/s", flush=True)
+    return {mode: max((one for one in tried if one[0] == mode), key=tried.__getitem__) for mode in MODES}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    return command(parser(), measure, arguments)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from tests.benchmarks.figures import Figure, Unavailable, command
 from tests.benchmarks.full_size import (
     GRIDS,
     alone,
@@ -34,6 +35,7 @@ from tests.benchmarks.full_size import (
     samples,
     small_config,
 )
+from tests.benchmarks.gpu_figures import gpu_figures
 from tests.benchmarks.kernel_times import kernel_times
 from tests.benchmarks.one_at_a_time import as_published
 from tests.benchmarks.pairs import print_table
@@ -141,10 +143,11 @@ def packed(engine: Engine, chosen: Sequence[Any], options: argparse.Namespace) -
         engine.train_pack(batch, 0, scale)
         engine.step(1e-6)
 
-    seconds = statistics.median(timed(step, engine.world.device, options.seconds, options.steps))
+    rounds = timed(step, engine.world.device, options.seconds, options.steps)
     looked = kernel_times(step, engine.world.device) if options.profile else None
     return {
-        "seconds": seconds,
+        "seconds": statistics.median(rounds),
+        "rounds": rounds,
         "pictures": len(batch.grids),
         "tower_crops": seen_crops(batch),
         "operations": engine.arithmetic.of_packs([batch]),
@@ -162,10 +165,11 @@ def published(engine: Engine, chosen: Sequence[Any], crops: int, options: argpar
         as_published(engine, chosen, (rows, columns), crops)
         engine.step(1e-6)
 
-    seconds = statistics.median(timed(step, engine.world.device, options.seconds, options.steps))
+    rounds = timed(step, engine.world.device, options.seconds, options.steps)
     batch = pack_of(engine.config, chosen)
     return {
-        "seconds": seconds,
+        "seconds": statistics.median(rounds),
+        "rounds": rounds,
         "pictures": len(batch.grids),
         "operations": engine.arithmetic.of_packs([batch]),
     }
@@ -214,12 +218,24 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def each_method(options: argparse.Namespace, arguments: Sequence[str]) -> list[dict[str, Any]]:
+def completed(options: argparse.Namespace) -> argparse.Namespace:
+    """The options with what depends on others, where it was not given."""
+    options.tokens = options.tokens or list(SMALL_TOKENS if options.small else TOKENS)
+    options.published_tokens = options.published_tokens or (min(options.tokens) if options.small else 4096)
+    return options
+
+
+def each_method(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Every method in a process of its own, so that none finds what another left on the device."""
+    numbers = {name: getattr(options, name) for name in ("published_tokens", "seconds", "steps", "crops_per_chunk")}
+    given = [part for name, value in numbers.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    given += ["--tokens", *map(str, options.tokens), "--crops", *map(str, options.crops)]
+    given += [f"--{name}" for name in ("liger", "compile", "small") if getattr(options, name)]
+    given += [] if options.profile else ["--no-profile"]
     found = []
     for method in options.method:
-        command = [sys.executable, "-m", "tests.benchmarks.gpu", *arguments, "--method", method, "--in-this-process"]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        started = [sys.executable, "-m", "tests.benchmarks.gpu", *given, "--method", method, "--in-this-process"]
+        done = subprocess.run(started, stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode:
             raise SystemExit(f"{method}: ended with {done.returncode}")
         found.append(json.loads(done.stdout.splitlines()[-1]))
@@ -294,24 +310,25 @@ def tell_published(found: Sequence[dict[str, Any]]) -> None:
     print_table(("", "pictures/s a GPU", "a PFLOP/s of its sheet", "ours a GPU", "a PFLOP/s of its sheet"), rows)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options = parser().parse_args(given)
-    options.tokens = options.tokens or list(SMALL_TOKENS if options.small else TOKENS)
-    options.published_tokens = options.published_tokens or (min(options.tokens) if options.small else 4096)
+def measure(options: argparse.Namespace) -> list[Figure]:
+    """Pictures a second and peak memory of each method's packs, beside the published way and this GPU's matrix rate."""
     if not torch.cuda.is_available() and not options.small:
-        print("no GPU: nothing is measured (--small tries the program on a CPU)")
-        return 0
-    if options.in_this_process:
-        print(json.dumps(one_method(options)), flush=True)
-        return 0
-    found = each_method(options, given)
+        raise Unavailable("there is no GPU here (--small tries the program on a CPU)")
+    found = each_method(completed(options))
     for one in found:
         tell(one)
     if not options.small:
         tell_published(found)
-    return 0
+    return [figure for one in found for figure in gpu_figures(one)]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    options = parser().parse_args(arguments)
+    if options.in_this_process:
+        print(json.dumps(one_method(completed(options))), flush=True)
+        return 0
+    return command(parser(), measure, arguments)
 
 
 if __name__ == "__main__":

@@ -12,17 +12,16 @@ documentation were measured with):
   own settings of the memory allocator.
 
 Starting processes and the first pack or sample are taken off in all three. Asked are 4 times theirs at 16 crops and
-80 % of the limit.
+80 % of the limit. Without the material they are drawn pictures and a tokenizer of bytes.
 """
 
 import argparse
 import io
 import multiprocessing
 import os
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,9 @@ from data.index import write_index
 from data.manifest import CHAT_TEMPLATES, Manifest
 from data.schema import Sample
 from data.shards import ShardWriter, iter_samples, shard_name
+from tests.benchmarks.figures import Figure, command, of_rounds
 from tests.benchmarks.pairs import print_table
+from tests.benchmarks.pictures import pictures, resized, tokenizer_file
 from tests.benchmarks.published import published_inputs
 from tests.conftest import MATERIAL
 from tests.factories.plans import published
@@ -54,19 +55,18 @@ TIMES_THEIRS, AT_CROPS, OF_THE_LIMIT = 4.0, 16, 0.8
 QUESTION, ANSWER = "<|image_1|>\nWhat is shown in this picture?", "It is a coat."
 
 
-def write_shards(folder: Path, photographs: list[Path], longer_side: int | None) -> Path:
-    """Shards of photographs with a question each; `longer_side`: resized to so many pixels."""
+def write_shards(folder: Path, photographs: Sequence[bytes], longer_side: int) -> Path:
+    """Shards of photographs with a question each; `longer_side`: resized to so many pixels, 0: as they are."""
     entries, listed = [], []
     for number in range(SHARDS):
-        own = photographs[number::SHARDS]
+        own = list(enumerate(photographs))[number::SHARDS]
         with ShardWriter(folder / "train" / shard_name(number), number) as shard:
-            for photograph in own:
-                content = photograph.read_bytes()
+            for place, content in own:
                 if longer_side:
                     content = resized(content, longer_side)
                 picture = check_picture(content)
                 messages = ({"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER})
-                sample = Sample(key=photograph.stem, messages=messages, images=("jpg",), target={}, source={})
+                sample = Sample(key=f"{place:06d}", messages=messages, images=("jpg",), target={}, source={})
                 entries.append(shard.add(sample, [picture], group=sample.key))
         listed.append({"name": shard_name(number), "bytes": shard.bytes, "sha256": shard.sha256, "samples": len(own)})
     write_index(folder / "train" / "index.arrow", entries)
@@ -83,16 +83,6 @@ def write_shards(folder: Path, photographs: list[Path], longer_side: int | None)
         leaks_prevented=0,
     ).save(folder)
     return folder
-
-
-def resized(content: bytes, longer_side: int) -> bytes:
-    """A photograph with a longer side of so many pixels, as JPEG."""
-    picture = Image.open(io.BytesIO(content)).convert("RGB")
-    scale = longer_side / max(picture.size)
-    out = io.BytesIO()
-    size = (round(picture.width * scale), round(picture.height * scale))
-    picture.resize(size, Image.Resampling.BICUBIC).save(out, "JPEG", quality=90)
-    return out.getvalue()
 
 
 def plan_of(shards: Path, tokenizer: Path, num_crops: int) -> Plan:
@@ -186,7 +176,7 @@ def limit(shards: Path, num_crops: int, seconds: float) -> float:
     return sum(rates)
 
 
-def measure(ways: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def in_rounds(ways: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
     """Each way once a round, every other round in the opposite order; rates by name."""
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds):
@@ -195,60 +185,92 @@ def measure(ways: dict[str, Callable[[], float]], rounds: int) -> dict[str, list
     return rates
 
 
-def ratio(rates: dict[str, list[float]], over: str, under: str) -> float:
-    """The middle one of the rounds' ratios."""
-    return statistics.median(a / b for a, b in zip(rates[over], rates[under], strict=True))
+def rates_of(shards: Path, tokenizer: Path, num_crops: int, seconds: float, rounds: int) -> dict[str, list[float]]:
+    """Samples a second, round by round: ours, the limit, and theirs by workers."""
+    plan = plan_of(shards, tokenizer, num_crops)
+    ways: dict[str, Callable[[], float]] = {}
+    for workers in (0, 1, 2):
+        ways[f"theirs {workers}"] = lambda workers=workers: theirs(shards, tokenizer, num_crops, workers, seconds)  # type: ignore[misc]
+    ways["ours"] = lambda: ours(plan, tokenizer, seconds)
+    ways["limit"] = lambda: limit(shards, num_crops, seconds)
+    return in_rounds(ways, rounds)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--material", type=Path, default=MATERIAL)
-    parser.add_argument("--photographs", type=int, default=600)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--crops", type=int, nargs="+", default=[4, 16])
-    parser.add_argument("--work", type=Path, help="folder that keeps the shards for another time")
-    arguments = parser.parse_args()
+def figure_of(name: str, num_crops: int, rates: dict[str, list[float]]) -> Figure:
+    """Ours beside the best of theirs and beside the limit, with what is asked."""
+    best = max((way for way in rates if way.startswith("theirs")), key=lambda way: sum(rates[way]))
+    workers = best.removeprefix("theirs ")
+    figure = of_rounds(
+        f"{name}, {num_crops} crops",
+        rates["ours"],
+        "samples/s",
+        baseline=(f"webdataset, {workers} workers", rates[best]),
+        limit=("decoded and resized", rates["limit"]),
+    )
+    assert figure.baseline is not None
+    assert figure.limit is not None
+    holds = figure.limit.ratio >= OF_THE_LIMIT
+    asked = f"{OF_THE_LIMIT:.0%} of the limit"
+    if num_crops >= AT_CROPS:
+        holds = holds and figure.baseline.ratio >= TIMES_THEIRS
+        asked = f"{TIMES_THEIRS:g}× theirs, {asked}"
+    return figure.asking(asked, holds)
+
+
+def row(num_crops: int, figure: Figure) -> tuple[str, ...]:
+    """A line of the table."""
+    theirs, limit = figure.baseline, figure.limit
+    assert theirs is not None
+    assert limit is not None
+    return (
+        *(figure.name.rpartition(",")[0], str(num_crops), f"{figure.value:.1f}"),
+        *(f"{theirs.value:.1f} ({theirs.name.partition(', ')[2]})", f"{theirs.ratio:.2f}"),
+        *(f"{limit.value:.1f}", f"{limit.ratio:.1%}", "holds" if figure.holds else "falls short"),
+    )
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    arguments = argparse.ArgumentParser(prog="python -m tests.benchmarks.loader", description=__doc__.splitlines()[0])
+    arguments.add_argument("--material", type=Path, default=MATERIAL)
+    arguments.add_argument("--photographs", type=int, default=600)
+    arguments.add_argument(
+        "--sizes", type=int, nargs="+", default=[0, LONGER_SIDE], help="pixels of the longer side; 0: as they are"
+    )
+    arguments.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
+    arguments.add_argument("--rounds", type=int, default=3)
+    arguments.add_argument("--crops", type=int, nargs="+", default=[4, 16])
+    arguments.add_argument("--work", type=Path, help="folder that keeps the shards for another time")
+    return arguments
+
+
+def measure(options: argparse.Namespace) -> list[Figure]:
+    """Samples a second of each size and number of crops."""
     torch.set_num_threads(1)
-    tokenizer = arguments.material / "phi3v" / "tokenizer" / "tokenizer.json"
-    photographs = sorted((arguments.material / "clothing" / "images" / "train").glob("*.jpg"))[: arguments.photographs]
-    rows = []
+    found = pictures(options.material, options.photographs)
+    rows, figures = [], []
     with tempfile.TemporaryDirectory() as scratch:
-        for name, longer_side in (("as they are", None), (f"{LONGER_SIDE:,} px", LONGER_SIDE)):
-            shards = (arguments.work or Path(scratch)) / f"shards-{longer_side}-{len(photographs)}"
+        tokenizer = tokenizer_file(options.material, Path(scratch))
+        for longer_side in options.sizes:
+            kind = f"{found.kind} at {longer_side:,} px" if longer_side else f"{found.kind} as they are"
+            name = f"shards-{found.kind.partition(' ')[0]}-{longer_side}-{len(found.files)}"
+            shards = (options.work or Path(scratch)) / name
             if not (shards / "manifest.json").is_file():
-                write_shards(shards, photographs, longer_side)
-            for num_crops in arguments.crops:
-                plan = plan_of(shards, tokenizer, num_crops)
-                ways: dict[str, Callable[[], float]] = {
-                    f"theirs {workers}": lambda workers=workers, num_crops=num_crops, shards=shards: theirs(  # type: ignore[misc]
-                        shards, tokenizer, num_crops, workers, arguments.seconds
-                    )
-                    for workers in (0, 1, 2)
-                }
-                ways["ours"] = lambda plan=plan: ours(plan, tokenizer, arguments.seconds)  # type: ignore[misc]
-                ways["limit"] = lambda num_crops=num_crops, shards=shards: limit(shards, num_crops, arguments.seconds)  # type: ignore[misc]
-                rates = measure(ways, arguments.rounds)
-                best = max((name for name in ways if name.startswith("theirs")), key=lambda one: sum(rates[one]))
-                middle = {one: f"{statistics.median(rates[one]):.1f}" for one in ways}
-                beside, share = ratio(rates, "ours", best), ratio(rates, "ours", "limit")
-                holds = share >= OF_THE_LIMIT and (num_crops < AT_CROPS or beside >= TIMES_THEIRS)
-                rows.append(
-                    (
-                        name,
-                        str(num_crops),
-                        middle["ours"],
-                        f"{middle[best]} ({best.removeprefix('theirs ')} workers)",
-                        f"{beside:.2f}",
-                        middle["limit"],
-                        f"{share:.1%}",
-                        "holds" if holds else "falls short",
-                    )
-                )
+                write_shards(shards, found.files, longer_side)
+            for num_crops in options.crops:
+                rates = rates_of(shards, tokenizer, num_crops, options.seconds, options.rounds)
+                figures.append(figure_of(kind, num_crops, rates))
+                rows.append(row(num_crops, figures[-1]))
                 print(rows[-1], flush=True)
-    heads = ("photographs", "crops", "ours /s", "theirs /s", "ours / theirs", "limit /s", "ours / limit", "asked")
+    heads = ("pictures", "crops", "ours /s", "theirs /s", "ours / theirs", "limit /s", "ours / limit", "asked")
     print_table(heads, rows)
+    return figures
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    return command(parser(), measure, arguments)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

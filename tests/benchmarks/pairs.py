@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
@@ -46,12 +44,21 @@ def in_turns(
 
 def keep_to_one_core() -> None:
     """Stay on one core, with one thread, as a worker process does."""
+    import torch  # here, so that who only times or prints needs none of it
+
     torch.set_num_threads(1)
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 
-def print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    """Print a table in Markdown, its columns as wide as they need to be."""
+def table_lines(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    """A table in Markdown, its columns as wide as they need to be."""
     widths = [max(len(row[place]) for row in (header, *rows)) for place in range(len(header))]
-    for row in (header, tuple("-" * width for width in widths), *rows):
-        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
+    return [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in (header, tuple("-" * width for width in widths), *rows)
+    ]
+
+
+def print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Print a table in Markdown."""
+    print("\n".join(table_lines(header, rows)))

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.resume [--samples 10000000] [--folder FOLDER]
 
-Two processes open the same plan, the first with an empty cache. Seconds are wall-clock, imports taken off; memory is
-the process's own pages (USS), less what it had after its imports.
+Processes open the same plan one after the other, the first with an empty cache. Seconds are wall-clock, imports taken
+off; memory is the process's own pages (USS), less what it had after its imports.
 """
 
 import argparse
@@ -12,8 +12,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from tests.benchmarks.figures import Figure, command, of_rounds
 from tests.factories.memory import Peak, own_bytes
 
 EPOCH, SHARE, RANKS = 3, 0.93, 8
@@ -46,47 +48,66 @@ def resume(folder: Path) -> dict[str, float]:
     }
 
 
-def measure(folder: Path) -> dict[str, float]:
+def resume_apart(folder: Path) -> dict[str, float]:
     """`resume` in a process of its own."""
-    command = [sys.executable, "-m", "tests.benchmarks.resume", "--folder", str(folder), "--measure"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).resolve().parents[2])
+    started = [sys.executable, "-m", "tests.benchmarks.resume", "--folder", str(folder), "--measure"]
+    done = subprocess.run(started, capture_output=True, text=True, check=True, cwd=Path(__file__).resolve().parents[2])
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def main() -> None:
+def parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=10_000_000)
-    parser.add_argument("--folder", type=Path, help="where the index is made or lies; none: a temporary folder")
-    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.measure:
-        print(json.dumps(resume(options.folder)))
-        return
+    arguments = argparse.ArgumentParser(prog="python -m tests.benchmarks.resume", description=__doc__)
+    arguments.add_argument("--samples", type=int, default=10_000_000)
+    arguments.add_argument("--folder", type=Path, help="where the index is made or lies; none: a temporary folder")
+    arguments.add_argument("--rounds", type=int, default=3, help="resumes with caches there (default: 3)")
+    arguments.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    return arguments
+
+
+def measure(options: argparse.Namespace) -> list[Figure]:
+    """Seconds and memory of a resume, its caches there, beside the first one, which makes them."""
     from tests.benchmarks.pairs import print_table
     from tests.factories.large_index import large_index
 
+    rows, found = [], []
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         if not (folder / "manifest.json").is_file():
             large_index(folder, options.samples)
-        rows = []
-        for what in ("caches built", "caches there"):
-            found = measure(folder)
-            holds = found["seconds"] < SECONDS and found["peak_mb"] < MEGABYTES
+        for what in ("caches built", *["caches there"] * options.rounds):
+            found.append(one := resume_apart(folder))
+            holds = one["seconds"] < SECONDS and one["peak_mb"] < MEGABYTES
             rows.append(
                 (
-                    *(what, f"{options.samples:,}", f"{found['step']:,.0f}", f"{found['seconds']:.1f}"),
-                    *(f"{found['cpu_s']:.1f}", f"{found['peak_mb']:.0f}", f"{found['then_mb']:.0f}"),
-                    f"{options.samples / found['seconds']:,.0f}",
+                    *(what, f"{options.samples:,}", f"{one['step']:,.0f}", f"{one['seconds']:.1f}"),
+                    *(f"{one['cpu_s']:.1f}", f"{one['peak_mb']:.0f}", f"{one['then_mb']:.0f}"),
+                    f"{options.samples / one['seconds']:,.0f}",
                     "-" if what == "caches built" else "holds" if holds else "falls short",
                 )
             )
             print(rows[-1], flush=True)
-        heads = ("resume", "samples", "step", "seconds", "CPU s", "own MB at most", "then", "samples/s")
-        print_table((*heads, f"asked: {SECONDS} s, {MEGABYTES} MB"), rows)
-        print(f"caches built: lengths of all samples, and the packs of {EPOCH + 1} epochs counted")
+    heads = ("resume", "samples", "step", "seconds", "CPU s", "own MB at most", "then", "samples/s")
+    print_table((*heads, f"asked: {SECONDS} s, {MEGABYTES} MB"), rows)
+    print(f"caches built: lengths of all samples, and the packs of {EPOCH + 1} epochs counted")
+    figures: list[Figure] = []
+    for field, unit, asked in (("seconds", "s", SECONDS), ("peak_mb", "MB", MEGABYTES)):
+        first, *later = (one[field] for one in found)
+        baseline = "caches built", [first] * len(later)
+        name = f"resume in {options.samples:,} samples" + (": own memory" if unit == "MB" else "")
+        figure = of_rounds(name, later, unit, higher_is_better=False, baseline=baseline)
+        figures.append(figure.asking(f"below {asked} {unit}", max(later) < asked))
+    return figures
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    options = parser().parse_args(arguments)
+    if options.measure:
+        print(json.dumps(resume(options.folder)))
+        return 0
+    return command(parser(), measure, arguments)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

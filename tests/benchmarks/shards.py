@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.shards --material ../shared
 
-Three ways in turns over the same photographs, each of them several times under different names and with other bytes
-behind its end:
+Three ways in turns over the same photographs (drawn pictures where there is no material), each of them several times
+under different names and with other bytes behind its end:
 
 - ours: `data.build` of a catalogue with two workers: every picture decoded in full, SHA-256, perceptual hash, near
   duplicates, tars, index, manifest; from the command to its end, start of the processes included;
@@ -20,16 +20,20 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import webdataset
 from PIL import Image
 
+from tests.benchmarks.figures import Figure, command, of_rounds
+from tests.benchmarks.pairs import in_turns
+from tests.benchmarks.pictures import pictures
 from tests.conftest import MATERIAL, ROOT
 
 PROCESSES = 2
+DIFFERENT = 1500
 MAPPING = """
 key: id
 pictures: [image]
@@ -40,19 +44,18 @@ split:
 """
 
 
-def catalogue(folder: Path, photographs: list[Path], times: int) -> list[Path]:
-    """Write each photograph so many times, never twice the same bytes, and a catalogue of them."""
+def catalogue(folder: Path, photographs: Sequence[bytes], count: int) -> list[Path]:
+    """Write so many files, photographs again and again but never twice the same bytes, and a catalogue of them."""
     (folder / "pictures").mkdir()
     paths = []
     with (folder / "rows.csv").open("w", newline="") as stream:
         rows = csv.writer(stream)
         rows.writerow(["id", "image", "category"])
-        for time_ in range(times):
-            for photograph in photographs:
-                path = folder / "pictures" / f"{photograph.stem}-{time_}.jpg"
-                path.write_bytes(photograph.read_bytes() + b"%d" % time_)
-                rows.writerow([path.stem, f"pictures/{path.name}", "clothing"])
-                paths.append(path)
+        for number in range(count):
+            path = folder / "pictures" / f"{number:06d}.jpg"
+            path.write_bytes(photographs[number % len(photographs)] + b"%d" % number)
+            rows.writerow([path.stem, f"pictures/{path.name}", "clothing"])
+            paths.append(path)
     (folder / "mapping.yaml").write_text(MAPPING)
     return paths
 
@@ -92,33 +95,41 @@ def copied(folder: Path, paths: list[Path]) -> None:
 WAYS = {"data.build, everything": ours, "Pillow and SHA-256 alone": bare, "ShardWriter, unchecked": copied}
 
 
-def main() -> None:
-    """Run the ways in turns and print medians."""
-    parser = argparse.ArgumentParser(description="Measure pictures a second from local files to shards.")
-    parser.add_argument("--material", type=Path, default=MATERIAL, help="folder with clothing/")
-    parser.add_argument("--times", type=int, default=8, help="how often each photograph is there (default: 8)")
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each way (default: 3)")
-    values = parser.parse_args()
-    photographs = sorted((values.material / "clothing" / "images").glob("*/*.jpg"))
-    if not photographs:
-        parser.error(f"{values.material}: there are no photographs in clothing/images")
-    rates: dict[str, list[float]] = {name: [] for name in WAYS}
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    arguments = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.shards", description="Measure pictures a second from local files to shards."
+    )
+    arguments.add_argument("--material", type=Path, default=MATERIAL, help="folder with clothing/")
+    arguments.add_argument("--pictures", type=int, default=14_000, help="files in all (default: 14,000)")
+    arguments.add_argument("--rounds", type=int, default=3, help="runs of each way (default: 3)")
+    return arguments
+
+
+def measure(options: argparse.Namespace) -> list[Figure]:
+    """Pictures a second of the ways in turns."""
+    found = pictures(options.material, min(options.pictures, DIFFERENT))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        paths = catalogue(folder, photographs, values.times)
+        paths = catalogue(folder, found.files, options.pictures)
         print(f"{len(paths):,} pictures of {sum(path.stat().st_size for path in paths) / len(paths):,.0f} bytes")
-        for _ in range(values.rounds):
-            for way, run in WAYS.items():
-                start = time.perf_counter()
-                run(folder, paths)
-                rates[way].append(len(paths) / (time.perf_counter() - start))
+        ways = {way: lambda run=run: run(folder, paths) for way, run in WAYS.items()}  # type: ignore[misc]
+        timings = in_turns(ways, options.rounds, warm_up=0)
+    rates = {way: [len(paths) / taken for taken in timing.seconds] for way, timing in timings.items()}
     for way, measured in rates.items():
         print(f"{way:28} {statistics.median(measured):8,.0f} pictures/s")
-    own, limit = rates["data.build, everything"], rates["Pillow and SHA-256 alone"]
-    shares = [one / other for one, other in zip(own, limit, strict=True)]
-    each = ", ".join(f"{share:.2f}" for share in shares)
-    print(f"ours is {statistics.median(shares):.2f} of the bare decoder (each round: {each})")
+    (_, own), limit, unchecked = rates.items()
+    figure = of_rounds(f"{len(paths):,} {found.kind} to shards", own, "pictures/s", baseline=unchecked, limit=limit)
+    assert figure.limit is not None
+    each = ", ".join(f"{one / other:.2f}" for one, other in zip(own, limit[1], strict=True))
+    print(f"ours is {figure.limit.ratio:.2f} of the bare decoder (each round: {each})")
+    return [figure]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command."""
+    return command(parser(), measure, arguments)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.resume import measure
+from tests.benchmarks.resume import resume_apart
 from tests.factories.large_index import large_index
 
 
@@ -16,9 +16,9 @@ def test_a_late_step_of_a_large_plan_is_found_again_in_little_memory(
     tmp_path: Path, samples: int, limit_mb: int
 ) -> None:
     large_index(tmp_path, samples)
-    first = measure(tmp_path)
+    first = resume_apart(tmp_path)
     kept = {file.name: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()}
-    again = measure(tmp_path)
+    again = resume_apart(tmp_path)
     assert len(kept) == 1 + 4  # lengths, and the packs of four epochs
     assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "cache").iterdir()} == kept
     assert again["step"] == first["step"] > 0
