@@ -5,6 +5,8 @@
 PYTHON ?= python3
 TORCH_INDEX ?=
 GPU ?=
+# What make bench is told: --list, --full, --only NAME …, --compare FILE (docs/benchmarks.md).
+BENCH ?=
 # Test files that run side by side.
 TEST_WORKERS ?= 2
 BIN := .venv/bin
@@ -15,10 +17,11 @@ ifneq ($(shell uname -s),Linux)
 $(error DeepSpeed needs Linux: run this in WSL 2 (Windows) or in a Debian or Ubuntu container, for example `docker run -it -v "$$PWD":/project -w /project debian:12`)
 endif
 
-.PHONY: help quickstart test soak cluster lint clean
+.PHONY: help quickstart test soak cluster bench lint clean
 help:
 	@echo "make quickstart   sample catalogue → shards → training → scores → export → answer → runs/quickstart/report.html"
 	@echo "make test         the tests;  make soak: the same with large counts"
+	@echo "make bench        what this machine can measure, beside what people would use instead → benchmarks.json, .md, .svg"
 	@echo "make lint         ruff, mypy, import-linter, shellcheck"
 
 # A stamp beside the packages says that an installation was finished; a half-made .venv is made anew.
@@ -47,6 +50,9 @@ soak: .venv/installed-dev
 # Needs root and the packages that .ci/run installs: ssh to this machine, pdsh, Slurm.
 cluster: .venv/installed-dev
 	@$(BIN)/python -m pytest -m cluster
+
+bench: .venv/installed-dev
+	@$(BIN)/python -m tests.benchmarks.bench $(BENCH)
 
 lint: .venv/installed-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
