@@ -52,6 +52,12 @@ BENCHMARKS = (
         says="training at full size on a GPU, beside the published way and its matrix rate",
         quick=("--tokens", "4096", "16384", "--seconds", "3"),
     ),
+    Benchmark(
+        name="feeding",
+        says="training on a GPU from shards, how long it waits for data, and how many cores feed it",
+        quick=("--crops", "16", "--seconds", "5"),
+        material=True,
+    ),
     Benchmark(name="loss", says="memory and time of the loss at the head"),
     Benchmark(
         name="trainer",
