@@ -8,6 +8,7 @@ all ended well, or could not run here and say why; 1 one of them failed; 2 somet
 """
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -163,8 +164,11 @@ def bench(options: argparse.Namespace, benchmarks: Sequence[Benchmark], package:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command."""
+    options = parse(arguments)
+    # Not ended on the spot, but by an exception, which ends the benchmark that is running too.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
-        return bench(parse(arguments), BENCHMARKS)
+        return bench(options, BENCHMARKS)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
