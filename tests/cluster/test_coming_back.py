@@ -24,9 +24,9 @@ SLOW = ("dev", "eth0", "root", "tbf", "rate", "8mbit", "burst", "64kb", "latency
 @pytest.fixture(scope="module")
 def straight(place: Path, cluster: Slurm) -> list[dict[str, Any]]:
     """The lines of a run that nothing disturbed."""
-    job = submitted(cluster, place, "train", "--run", "straight", "--nodes", "2", *settings())["train"]
+    job = submitted(cluster, place, "train", "--run", "undisturbed", "--nodes", "2", *settings())["train"]
     assert cluster.wait_done(job) == "COMPLETED", show_log(place, job)
-    return train_lines(place / "runs/straight")
+    return train_lines(place / "runs/undisturbed")
 
 
 def restarts(cluster: Slurm, job: int) -> int:
