@@ -49,7 +49,7 @@ CASES: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("half cut", {"half": True, "kind": "signal in save", "signal": "SIGUSR1", "saves": [3]}, HALF),
     ("half cut", {"half": True}, HALF),
     ("half fixed", {"half": True}, (*HALF, "stop.steps=2", "optim.loss_scale=1024.0")),
-    ("no half", {}, HALF),
+    ("no half", {"half": False}, HALF),
 ]
 
 

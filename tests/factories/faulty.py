@@ -39,9 +39,10 @@ def put(fault: dict[str, Any]) -> None:
     """Put a fault in, all earlier ones taken out.
 
     fault: `kind` (below), `steps` (the optimizer steps, from 1, in which it happens; none: always), `rank`; `half`:
-    DeepSpeed takes the CPU for one that computes fp16, which torch does on any.
+    whether DeepSpeed takes the CPU for one that computes fp16, which torch does on any (not given: as DeepSpeed finds).
     """
-    get_accelerator().is_fp16_supported = (lambda: True) if fault.get("half") else PLACES["is_fp16_supported"]
+    half = fault.get("half")
+    get_accelerator().is_fp16_supported = PLACES["is_fp16_supported"] if half is None else lambda: half
     Engine.train_pack = PLACES["train_pack"]  # type: ignore[method-assign,assignment]
     Engine.measure_pack = PLACES["measure_pack"]  # type: ignore[method-assign,assignment]
     Training.next_batches = PLACES["next_batches"]  # type: ignore[method-assign,assignment]
