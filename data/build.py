@@ -37,6 +37,7 @@ from data.show import PAGE_SAMPLES, write_page
 from data.sources import open_source
 from data.suggest import suggest_mapping
 from data.tokens import Tokens
+from data.whole import remove_leftovers
 from data.workers import worker_pool
 from data.write import write_shards
 
@@ -59,6 +60,10 @@ def build(settings: BuildSettings) -> Outcome:
     ledger = Ledger(settings.output / "downloads")
     outcome = Outcome()
     with _alone(settings.output / "downloads", settings.part):
+        if settings.part.whole:  # nobody else writes here: what is half-written was left by a kill
+            notes = ledger.downloads.glob("shards/*")
+            for folder in (settings.output, ledger.folder, ledger.downloads / "plan", *notes):
+                remove_leftovers(folder)
         if settings.join:
             ledger.join()
         if "fetch" in settings.steps:

@@ -240,6 +240,18 @@ def test_an_added_row_that_is_lost_to_a_kill_keeps_the_old_shards(catalogue: Cat
     assert {name: time for name, time in before.items() if name.endswith(".tar")}.items() < times(out).items()
 
 
+def test_what_killed_builds_left_half_written_is_removed(catalogue: Catalogue) -> None:
+    out = catalogue.folder / "out"
+    catalogue.build()
+    before = contents(out)
+    folders = (out, out / "train", *(out / "downloads" / name for name in ("ledger", "plan", "shards/train")))
+    for folder in folders:
+        (folder / ".name.1234.part").write_bytes(b"half")
+    assert catalogue.build().changed is False
+    assert not list(out.rglob(".*.part"))
+    assert contents(out) == before
+
+
 def test_machines_that_divide_the_steps_make_the_same(catalogue: Catalogue) -> None:
     catalogue.build("whole", size=ShardSize(samples=5))
     size, shares = ShardSize(samples=5), [Part(number, 3) for number in (2, 3, 1)]
