@@ -1,7 +1,7 @@
 """Global packing: samples in an epoch's order → packs of at most `pack_length` tokens, before ranks are dealt."""
 
 from bisect import bisect_left, insort
-from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,29 +57,34 @@ def best_fit(lengths: Ints, order: Ints, capacity: int) -> list[list[int]]:
     return packs
 
 
-def _completion(seed: int, ranked: list[int], count: Counter[int], capacity: int) -> list[int]:
-    """Lengths that fill a pack begun with `seed` as far as can be, the earliest of `ranked` preferred.
+def _completion(count: Mapping[int, int], capacity: int) -> list[int]:
+    """Lengths that fill a pack begun with the first of `count` as far as can be, the earliest ones preferred.
 
-    Subset sum over the lengths that are left: bit s of `sums` says that s tokens can be reached, and a length is looked
-    at until the pack can be full to the last token.
+    Subset sum over the lengths that are left: bit t of `rooms` says that t tokens can be left over, and a length is
+    looked at until none are. What all copies of a length reach is had by doubling: one, three, seven of them.
     """
-    room = capacity - seed
-    within, sums = (1 << (room + 1)) - 1, 1
-    taken: list[tuple[int, int]] = []  # (sums before a length was offered, the length)
-    for length in ranked:
-        for _ in range(min(count[length] - (length == seed), room // length)):
-            grown = (sums | sums << length) & within
-            if grown == sums:
+    seed = next(iter(count))
+    rooms = 1 << (capacity - seed)
+    taken: list[tuple[int, int]] = []  # (rooms before a length was offered, the length)
+    for length, copies in count.items():
+        before, at_once = rooms, 1
+        copies -= length == seed
+        while copies:
+            fewer = rooms | rooms >> length * at_once
+            if fewer == rooms:
                 break
-            taken.append((sums, length))
-            sums = grown
-        if sums >> room:
+            rooms = fewer
+            copies -= at_once
+            at_once = min(2 * at_once, copies)
+        if rooms != before:
+            taken.append((before, length))
+        if rooms & 1:
             break
-    reached, lengths = sums.bit_length() - 1, [seed]
+    left, lengths = (rooms & -rooms).bit_length() - 1, [seed]
     for before, length in reversed(taken):
-        if not before >> reached & 1:
+        while not before >> left & 1:
             lengths.append(length)
-            reached -= length
+            left += length
     return lengths
 
 
@@ -95,17 +100,17 @@ def fullest(lengths: Ints, order: Ints, capacity: int) -> list[list[int]]:
     members: dict[int, list[int]] = {}
     for item in order.tolist():
         members.setdefault(sizes[item], []).append(item)
-    ranked = list(members)
-    count = Counter({length: len(items) for length, items in members.items()})
+    count = {length: len(items) for length, items in members.items()}
     packs: list[list[int]] = []
-    while ranked:
-        pattern = _completion(ranked[0], ranked, count, capacity)
-        needed = Counter(pattern)
+    while count:
+        pattern = _completion(count, capacity)
+        needed = {length: pattern.count(length) for length in pattern}
         times = min(count[length] // number for length, number in needed.items())
         packs.extend([members[length].pop() for length in pattern] for _ in range(times))
         for length, number in needed.items():
             count[length] -= number * times
-        ranked = [length for length in ranked if count[length]]
+            if not count[length]:
+                del count[length]
     return packs
 
 
