@@ -21,7 +21,7 @@ from train.score.metrics import (
     row_values,
 )
 from train.score.report import verdicts
-from train.score.scores import Score, Truth, percent, score_split
+from train.score.scores import Score, Truth, percent, points, score_split
 from train.score.slices import slice_scores
 
 FIELDS = {"title": "text", "category": "category", "price": "number"}
@@ -220,6 +220,42 @@ def test_for_errors_less_is_better() -> None:
     assert not score.higher_is_better
     assert score.score.value < score.baselines[0].score.value
     assert score.baselines[0].gain.low > 0
+
+
+def one_group_each(count: int) -> tuple[list[Truth], list[Values], list[Values]]:
+    """Truths of so many products, all answered rightly, and training rows of other kinds."""
+    known: Values = {"title": "coat 1", "category": "coat", "price": 100.0}
+    truths = [Truth(key=f"k{row}", group=f"g{row}", values=known) for row in range(count)]
+    other: Values = {"title": "hat 1", "category": "hat", "price": 900.0}
+    return truths, [known] * count, [other] * 10
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_a_handful_of_products_shows_nothing(count: int) -> None:
+    truths, answers, training = one_group_each(count)
+    nothing: list[Values] = [dict.fromkeys(FIELDS) for _ in truths]
+    for score in score_split(FIELDS, truths, answers, training, models={"other": nothing}):
+        assert not score.beats_baseline, score.label
+        assert not score.models[0].better, score.label
+        assert score.score.low < score.score.high, score.label
+    assert all(one.verdict == "no difference shown" for one in differences(FIELDS, truths, nothing, answers))
+
+
+def test_six_products_that_agree_are_the_fewest_that_show_a_gain_and_it_is_not_certain() -> None:
+    truths, answers, training = one_group_each(6)
+    gain = by_metric(score_split(FIELDS, truths, answers, training))["accuracy"].baselines[0].gain
+    # The exact bound: what none of six showed may be true of 45.9 %.
+    assert (gain.value, gain.high) == (1.0, 1.0)
+    assert gain.low == pytest.approx(1 - 2 * (1 - 0.025 ** (1 / 6)))
+    assert gain.low > 0
+
+
+def test_a_difference_of_nothing_has_no_sign_but_plus() -> None:
+    assert [points(value) for value in (-0.0, -0.0004, 0.0, -0.001)] == ["+0.0", "+0.0", "+0.0", "−0.1"]
+    assert points(-0.0, "plain") == "+0"
+    truths, answers, _ = make(0.9)
+    for one in differences(FIELDS, truths, answers, answers):
+        assert math.copysign(1, one.gain.value) == math.copysign(1, one.gain.low) == 1
 
 
 def test_all_right_is_not_certain() -> None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from train.score.baselines import baselines
 from train.score.fields import FieldError, FieldValue
-from train.score.intervals import RESAMPLES, interval, one_sided_bound, resample, statistic_of
+from train.score.intervals import FEWEST_GROUPS, RESAMPLES, interval, one_sided_bound, resample, statistic_of
 from train.score.metrics import METRICS, Metric, is_scored, row_values
 
 Answers = Mapping[str, FieldValue | None]
@@ -98,19 +98,33 @@ class Rows:
         )
 
     def estimate(self, measured: _Measured) -> Estimate:
+        """A score with its interval; of fewer than FEWEST_GROUPS groups that is all the values it could have."""
+        groups, share = int(self.groups.max()) + 1, self.metric.statistic != "median"
         low, high = interval(measured.replicates)
-        if self.metric.statistic != "median" and measured.value in (0.0, 1.0):
-            bound = one_sided_bound(int(self.groups.max()) + 1)
+        if share and measured.value in (0.0, 1.0):
+            bound = one_sided_bound(groups)
             low, high = (0.0, bound) if measured.value == 0.0 else (1 - bound, 1.0)
+        elif groups < FEWEST_GROUPS:
+            low, high = 0.0, 1.0 if share else np.inf
         return Estimate(value=measured.value, low=low, high=high)
 
     def gain(self, measured: _Measured, over: _Measured) -> Estimate:
+        """The paired difference, positive where the first is better; nothing is told of fewer than FEWEST_GROUPS."""
+        groups = int(self.groups.max()) + 1
         sign = 1 if self.metric.higher_is_better else -1
         # Two scores that are both infinite differ in nothing that can be shown.
         with np.errstate(invalid="ignore"):
             value, replicates = measured.value - over.value, measured.replicates - over.replicates
-        low, high = interval(np.nan_to_num(sign * replicates, nan=0.0, posinf=np.inf, neginf=-np.inf))
-        return Estimate(value=0.0 if np.isnan(value) else sign * value, low=low, high=high)
+        value = 0.0 if np.isnan(value) else sign * value + 0.0  # no −0
+        low, high = interval(np.nan_to_num(sign * replicates, nan=0.0, posinf=np.inf, neginf=-np.inf) + 0.0)
+        if groups < FEWEST_GROUPS:
+            low, high = -np.inf, np.inf
+        elif self.metric.statistic == "mean" and low == high and value:
+            # All groups gain alike, which a bootstrap takes for certain: as many others may gain −1 or +1 as a share
+            # can be that was seen in none of them.
+            bound = one_sided_bound(groups)
+            low, high = value - bound * (1 + value), value + bound * (1 - value)
+        return Estimate(value=value, low=low, high=high)
 
     def rival(self, name: str, answer: FieldValue | None, theirs: _Measured, gain: Estimate) -> Rival:
         return Rival(name=name, answer=answer, score=self.estimate(theirs), gain=gain, better=gain.low > 0)
@@ -226,7 +240,8 @@ def points(value: float, unit: str = "percent") -> str:
     """A difference with its sign: of two fractions in percentage points, "+12.5", else a plain number."""
     if not np.isfinite(value):
         return "+∞" if value > 0 else "−∞"
-    return (f"{100 * value:+.1f}" if unit == "percent" else f"{value:+.3g}").replace("-", "−")
+    text = f"{100 * value:+.1f}" if unit == "percent" else f"{value:+.3g}"
+    return text.replace("-", "−") if float(text) else text.replace("-", "+")
 
 
 def finite(value: Any) -> Any:
