@@ -27,7 +27,7 @@ from train.score.fields import Prediction
 
 
 class JournalError(UserError):
-    """The answers so far belong to another job."""
+    """The answers so far belong to another job, or there is no place for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +49,15 @@ class Journal:
         self._mine: IO[bytes] | None = None
 
     def hold(self) -> None:
-        """Make the folder and keep it for this process; raises JournalError where another job has it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.folder / "lock").open("a+")
+        """Make the folder and keep it for this process; raises JournalError where another job has it, or it cannot be
+        written."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.folder / "lock").open("a+")
+        except OSError as error:
+            raise JournalError(
+                f"{self.output}: its folder cannot be written ({error.strerror}); name another file by --output"
+            ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -17,6 +17,7 @@ from train.keeping import best, found, newest
 from train.material import cached_snapshot, find_model, lacks, shards_folder
 from train.merging import check_finite
 from train.model import Phi3VForCausalLM, Phi3VProcessor
+from train.model.adapter import CONFIG
 from train.model.lora import add_lora, merge_lora
 from train.score.facts import Origin
 
@@ -135,6 +136,11 @@ def load_run(
             "a run has config.yaml, a model folder config.json; get a hub model by: hf download NAME"
         )
     missing = lacks(folder)
+    if missing and (folder / CONFIG).is_file():
+        raise ModelError(
+            f"{folder}: adapters alone, without the model that they belong to; name the run that they are from, or "
+            "export it without --adapter"
+        )
     if missing:
         raise ModelError(f"{folder}: no run (config.yaml) and, as a model folder, it lacks {', '.join(missing)}")
     model = _from_folder(folder, dtype).to(device)

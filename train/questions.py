@@ -230,7 +230,8 @@ class TableQuestions(_OneQuestion):
     ) -> None:
         """
         column: of the picture; None for the first of PICTURE_COLUMNS that there is.
-        key_column: whose value is a prediction's key; None for the row's number, from 0.
+        key_column: whose value is a prediction's key; None for the row's number, from 0, which also names a row whose
+            key is missing.
         Raises QuestionError for columns that are not there and a table without rows.
         """
         super().__init__(answerer, content, parser, batch_size)
@@ -260,7 +261,8 @@ class TableQuestions(_OneQuestion):
     def _ask_row(self, row: Row | Rejected) -> Asked:
         if isinstance(row, Rejected):
             return Asked(key=str(row.number), prompt=None, problem=f"{row.reason}: {row.detail}")
-        key = str(row.number if self._key_column is None else row.values.get(self._key_column))
+        named = None if self._key_column is None else row.values.get(self._key_column)
+        key = str(row.number) if named is None or named == "" else str(named)
         place = locate(row.values.get(self._column), self._root)
         if isinstance(place, Local):
             return self._ask(key, Path(place.path).read_bytes)

@@ -295,6 +295,20 @@ def test_a_table_is_answered_row_by_row_and_bad_pictures_are_said(place: Path, t
     assert all(one.answer == "" for one in found[1:-1])
 
 
+def test_rows_without_a_key_are_named_by_their_number(place: Path, tmp_path: Path) -> None:
+    picture = picture_file(tmp_path, 0).name
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"sku": key, "picture": picture}) + "\n" for key in ("a", None, "", "b")))
+    output = tmp_path / "out.jsonl"
+    assert main([str(place / "runs/one"), str(path), "--key", "sku", "--output", str(output)]) == 0
+    assert [one.key for one in read_predictions(output)] == ["a", "1", "2", "b"]
+
+
+def test_adapters_alone_are_told_from_a_model(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert "adapters alone" in failing([str(tmp_path), str(picture_file(tmp_path, 1))], capsys)
+
+
 def test_columns_that_are_not_there_are_said(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, run = table(tmp_path, ["a,picture-0.png"]), str(place / "runs/one")
     assert "no column 'foto'" in failing([run, str(path), "--column", "foto"], capsys)

@@ -113,6 +113,12 @@ def test_a_second_job_on_the_same_file_is_refused(tmp_path: Path) -> None:
     second.hold()
 
 
+def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(JournalError, match=r"cannot be written \(Not a directory\); name another file"):
+        Journal(tmp_path / "file/out.jsonl", {}).hold()
+
+
 def test_a_problem_stands_in_its_line_alone() -> None:
     fine = Prediction(key="a", answer="b", fields={}, logprob=-0.25)
     bad = Prediction(key="a", answer="", fields={}, logprob=0.0, problem="torn")
