@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from train.score.card import model_card
+import pytest
+
+from train.score.card import ScoresError, model_card
+from train.score.comparing import CompareError, compare_runs
 from train.score.facts import Facts, read_curve
 from train.score.report import Curve
 
@@ -65,6 +68,28 @@ def test_the_card_shows_scores_of_the_exported_checkpoint_alone(tmp_path: Path) 
     assert "| category: accuracy | 50.0 % (40.0 % … ∞) | 50.0 % (40.0 % … ∞) | – |" in card
     other = facts(tmp_path, checkpoint=tmp_path / "checkpoints/step-000020")
     assert "Not evaluated" in model_card(other, "What?", "bf16")
+
+
+def test_the_card_tells_of_adapters_where_there_were_some(tmp_path: Path) -> None:
+    for method, said in (("LoRA, rank 8", True), ("QLoRA (4-bit base), rank 8", True), ("full fine-tuning", False)):
+        card = model_card(facts(tmp_path, model={"method": method}), None, "bf16")
+        assert ("adapters merged" in card) == said, method
+
+
+@pytest.mark.parametrize("text", ["{broken", "[]"])
+def test_damaged_scores_are_said(tmp_path: Path, text: str) -> None:
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation/scores.json").write_text(text)
+    for ask in (lambda: model_card(facts(tmp_path), None, "bf16"), lambda: compare_runs(tmp_path, tmp_path)):
+        with pytest.raises(ScoresError, match=r"scores\.json is damaged .*; write it anew: python -m train\.evaluate"):
+            ask()
+
+
+def test_scores_of_an_older_form_are_not_compared(tmp_path: Path) -> None:
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation/scores.json").write_text('{"split": "test", "samples": 3}')
+    with pytest.raises(CompareError, match="evaluated with fields None"):
+        compare_runs(tmp_path, tmp_path)
 
 
 def test_the_data_cannot_write_markup_into_the_card(tmp_path: Path) -> None:

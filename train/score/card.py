@@ -1,12 +1,30 @@
 """The model card of an exported folder: what it was trained on, what it scored, what it is not for."""
 
 import json
+from pathlib import Path
 from typing import Any
 
+from data.schema import UserError
 from train.score.facts import Facts
 from train.score.scores import shown
 
 SCORES_FILE = "scores.json"
+
+
+class ScoresError(UserError):
+    """A file of scores that is none."""
+
+
+def read_scores(run: Path) -> dict[str, Any]:
+    """The newest evaluation of a run, empty where there is none; raises ScoresError for a file that is damaged."""
+    file = run / "evaluation" / SCORES_FILE
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except ValueError as error:
+        raise ScoresError(f"{file} is damaged ({error}); write it anew: python -m train.evaluate {run}") from error
+    if not isinstance(found, dict):
+        raise ScoresError(f"{file} is damaged (no record); write it anew: python -m train.evaluate {run}")
+    return found
 
 
 def model_card(facts: Facts, question: str | None, precision: str) -> str:
@@ -16,6 +34,7 @@ def model_card(facts: Facts, question: str | None, precision: str) -> str:
     """
     rows = [f"| {name} | {_cell(text)} |" for name, text in (facts.model | facts.data).items()]
     splits = [f"| {name} | {counts['samples']:,} | {counts['pictures']:,} |" for name, counts in facts.splits.items()]
+    adapted = "LoRA" in facts.model.get("method", "")
     rejected = ", ".join(f"{_cell(reason)} {count:,}" for reason, count in facts.rejected.items()) or "none"
     return "\n".join(
         [
@@ -25,7 +44,7 @@ def model_card(facts: Facts, question: str | None, precision: str) -> str:
             "---",
             f"# {facts.run.name}",
             "",
-            f"Phi-3-vision, fine-tuned; weights in {precision}, adapters merged.",
+            f"Phi-3-vision, fine-tuned; weights in {precision}{', adapters merged' if adapted else ''}.",
             *([f"It was trained to be asked: {_code(question)}"] if question else []),
             "",
             "| | |",
@@ -75,12 +94,12 @@ def model_card(facts: Facts, question: str | None, precision: str) -> str:
 
 def _scores(facts: Facts) -> list[str]:
     """A table of the scores, if this very checkpoint was evaluated."""
-    file = facts.run / "evaluation" / SCORES_FILE
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    found = read_scores(facts.run)
     if found.get("checkpoint") != facts.checkpoint.name:
         return ["Not evaluated; `python -m train.evaluate` measures and writes them."]
     lines = [
-        f"On {found['samples']:,} samples of the split {found['split']}, with 95 % intervals; the baseline is the best",
+        f"On {found['samples']:,} {'sample' if found['samples'] == 1 else 'samples'} of the split {found['split']}, "
+        "with 95 % intervals; the baseline is the best",
         "constant answer, chosen on the training rows:",
         "",
         "| score | model | baseline | pictures shuffled |",

@@ -1,13 +1,12 @@
 """Two runs on the same samples: the difference of every score, paired, with its interval."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data.schema import UserError
-from train.score.card import SCORES_FILE
+from train.score.card import SCORES_FILE, read_scores
 from train.score.fields import read_predictions
 from train.score.metrics import METRICS
 from train.score.scores import Answers, Estimate, Truth, points, rows_of, shown
@@ -43,18 +42,17 @@ def compare_runs(first: Path, second: Path) -> list[Difference]:
     """
     ours, theirs = _evaluation(first), _evaluation(second)
     for what in ("split", "samples", "fields"):
-        if ours[what] != theirs[what]:
-            raise CompareError(
-                f"{first} was evaluated with {what} {ours[what]}, {second} with {theirs[what]}; evaluate both alike"
-            )
+        one, other = ours.get(what), theirs.get(what)
+        if one is None or one != other:
+            raise CompareError(f"{first} was evaluated with {what} {one}, {second} with {other}; evaluate both alike")
     said = [read_predictions(run / "evaluation/predictions.jsonl") for run in (first, second)]
     split = Split(Path(theirs["shards"]), theirs["split"])
     truths = list(split.truths(range(min(len(split), len(said[1])))))
     for run, predictions in zip((first, second), said, strict=True):
         if [one.key for one in predictions] != [truth.key for truth in truths]:
             raise CompareError(f"{run}/evaluation has answers for other samples than {split.shards}/{split.name}")
-    one, other = ([prediction.fields for prediction in predictions] for predictions in said)
-    return differences(split.parser.fields, truths, one, other)
+    before, after = ([prediction.fields for prediction in predictions] for predictions in said)
+    return differences(split.parser.fields, truths, before, after)
 
 
 def differences(
@@ -112,8 +110,8 @@ def columns(lines: Sequence[Sequence[str]]) -> str:
 
 
 def _evaluation(run: Path) -> dict[str, Any]:
-    file = run / "evaluation" / SCORES_FILE
-    if not file.is_file():
+    found = read_scores(run)
+    if not found:
+        file = run / "evaluation" / SCORES_FILE
         raise CompareError(f"{run} was not evaluated: there is no {file}; run: python -m train.evaluate {run}")
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return found
