@@ -7,6 +7,7 @@ if __name__ == "__main__" and not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
+import errno
 import json
 import os
 import shlex
@@ -129,10 +130,13 @@ def _check_places(run: Path, out: Path, overwrite: bool) -> None:
 
 def _write_folder(out: Path, write: Callable[[Path], None]) -> None:
     """Have a folder written beside its place, hash it, and give it its name once it is whole."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    for left in out.parent.glob(f".{out.name}-*.part"):
-        shutil.rmtree(left)
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", suffix=".part", dir=out.parent))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for left in out.parent.glob(f".{out.name}-*.part"):
+            shutil.rmtree(left)
+        aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", suffix=".part", dir=out.parent))
+    except OSError as error:
+        raise ExportError(f"{out}: its folder cannot be written ({error.strerror}); name another place") from error
     try:
         write(aside)
         aside.chmod(0o755)
@@ -142,8 +146,10 @@ def _write_folder(out: Path, write: Callable[[Path], None]) -> None:
             sync(path)
         sync(aside)
         _put_in_place(aside, out)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ExportError(f"{out}: no room is left ({error.strerror}); make some, or name another place") from error
         raise
 
 

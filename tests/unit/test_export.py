@@ -1,6 +1,7 @@
 """An exported folder answers as the run did, stands under the official names, and is whole or not there."""
 
 import ast
+import errno
 import json
 import os
 import shutil
@@ -385,6 +386,22 @@ def test_an_export_cut_short_leaves_nothing(place: Path, tmp_path: Path, monkeyp
     with pytest.raises(OSError, match="disk full"):
         export(place / "runs/full", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_said(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    assert main([str(place / "runs/full"), str(tmp_path / "file/out")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+    def fail(*_: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(export_module, "model_card", fail)
+    assert main([str(place / "runs/full"), str(tmp_path / "out")]) == 2
+    assert "no room is left" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_what_is_no_run_is_said(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
