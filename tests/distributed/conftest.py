@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +31,23 @@ checkpoint: {every_steps: 6, keep_last: 9}
 wandb: {mode: disabled}
 """
 LIMIT_S = 1200
+
+
+class Started(subprocess.Popen[str]):
+    """A command whose output goes into a file: a pipe that nobody reads holds a long training up once it is full."""
+
+    def __init__(self, command: list[str], folder: Path, **values: str) -> None:
+        descriptor, name = tempfile.mkstemp(".out", dir=folder)
+        self._output = Path(name)
+        with open(descriptor, "w") as stream:
+            super().__init__(
+                command, cwd=ROOT, env=environment(**values), stdout=stream, stderr=subprocess.STDOUT, text=True
+            )
+
+    def communicate(self, input: str | None = None, timeout: float | None = None) -> tuple[str, None]:  # type: ignore[override]
+        """Wait for the end; output and errors together."""
+        self.wait(timeout)
+        return self._output.read_text(), None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,14 +82,7 @@ class Bench:
 
     def start(self, ranks: int, name: str, *settings: str) -> subprocess.Popen[str]:
         """Start a training and go on."""
-        return subprocess.Popen(
-            self.command(ranks, name, *settings),
-            cwd=ROOT,
-            env=environment(DS_ACCELERATOR=self.accelerator),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        return Started(self.command(ranks, name, *settings), self.folder, DS_ACCELERATOR=self.accelerator)
 
     def lines(self, name: str, kind: str = "train") -> list[dict[str, Any]]:
         """The whole lines of a kind in a run's metrics.jsonl."""
