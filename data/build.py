@@ -25,6 +25,7 @@ from data.build_plan import bring_plan, build_record
 from data.build_report import Outcome, report
 from data.fetch import FetchCounts, FetchSettings, fetch
 from data.ledger import Ledger
+from data.light import run_lightly
 from data.manifest import CHAT_TEMPLATES, Manifest, ManifestError
 from data.mapping import Mapping
 from data.mapping_file import check_columns, load_mapping
@@ -232,4 +233,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    run_lightly()
     sys.exit(main())

@@ -93,9 +93,10 @@ def write_shards(
         path.unlink()
         if not any(path.parent.iterdir()):
             path.parent.rmdir()
+    # The largest first, so that the workers come to an end together; a few at a time, as a job names all its rows.
+    todo.sort(key=lambda one: one[0].first - one[0].last)
     jobs = (_job(out, shard, split_plan, mapping, tokenizer) for shard, split_plan in todo)
-    # A few at a time, as a job names every row of its shard.
-    for written in in_order(pool, write_shard, jobs, workers + 1):
+    for written in in_order(pool, write_shard, jobs, 2 * workers + 1):
         report(written)
     changed = bool(todo or stale)
     shards: dict[str, list[dict[str, Any]]] = {}
