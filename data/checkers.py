@@ -9,8 +9,7 @@ from data.incoming import Incoming
 from data.ledger import Found, Lost
 from data.urls import UrlStore
 
-BATCH = 16  # downloads a worker is given at once
-BATCH_OF_FILES = 64  # that are there already
+BATCH = 64  # files a worker is given at most at once: to hand a batch over takes as long as to look at a small picture
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from data.asking import Asking, Visit
 from data.chat import picture_values
-from data.checkers import BATCH_OF_FILES, Checkers
+from data.checkers import BATCH, Checkers
 from data.checking import Checking, CheckJob
 from data.entries import Entry, Source
 from data.failures import DownloadError
@@ -212,8 +212,8 @@ class _Fetch:
             (row, place) for row in part.rows for place, one in enumerate(row.pictures) if isinstance(one, CheckJob)
         ]
         async with asyncio.TaskGroup() as group:
-            for start in range(0, len(here), BATCH_OF_FILES):
-                group.create_task(self._files(here[start : start + BATCH_OF_FILES]))
+            for start in range(0, len(here), BATCH):
+                group.create_task(self._files(here[start : start + BATCH]))
             for row in part.rows:
                 if any(isinstance(one, ELSEWHERE) for one in row.pictures):
                     group.create_task(self._row(row))
