@@ -4,10 +4,13 @@ import hashlib
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from data.conversation import Conversation, ConversationError
 from data.index import IndexEntry
 from data.schema import Sample, UserError
+
+if TYPE_CHECKING:
+    from data.conversation import Conversation
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,7 @@ class Tokens:
             raise UserError(
                 f"{file}: {error.strerror}; --tokenizer names a model's folder with a tokenizer.json in it"
             ) from error
-        except ConversationError as error:
+        except UserError as error:
             raise UserError(f"{file}: {error}") from error
         except Exception as error:  # the library raises plain Exception for what is no tokenizer
             raise UserError(f"{file} is no tokenizer of the tokenizers library: {error}") from error
@@ -42,7 +45,7 @@ class Tokens:
         """Of all that decides the counts."""
         return hashlib.sha256(f"{self.sha256}{self.template}".encode()).hexdigest()
 
-    def conversation(self) -> Conversation:
+    def conversation(self) -> "Conversation":
         """The encoder; made once a process."""
         return _conversation(self)
 
@@ -53,5 +56,7 @@ class Tokens:
 
 
 @lru_cache(maxsize=1)
-def _conversation(tokens: Tokens) -> Conversation:
+def _conversation(tokens: Tokens) -> "Conversation":
+    from data.conversation import Conversation  # brings tokenizers and jinja, for which most builds need not wait
+
     return Conversation(Path(tokens.file).read_text("utf-8"), tokens.template)
