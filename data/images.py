@@ -156,9 +156,15 @@ def _checked(data: bytes, picture: Image.Image, rewriting: Rewriting) -> Proved:
 
 def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """A decoded picture, upright, in its own mode (not turned into RGB). Raises PictureError like `check_picture`."""
+    frame = plain_frame(data)
+    if frame is not None and not frame.grey:
+        _check_size(frame.width, frame.height, max_pixels)
+        decoded = _decoded_at_once(data)
+        if decoded is not None:
+            return decoded
     picture = _open(data, max_pixels)
     orientation = _orientation(picture)
-    if (picture.format, picture.mode, orientation) == ("JPEG", "RGB", 1):
+    if frame is None and (picture.format, picture.mode, orientation) == ("JPEG", "RGB", 1):
         return _decoded_at_once(data) or _loaded(picture)
     return _loaded(picture) if orientation == 1 else ImageOps.exif_transpose(_loaded(picture))
 

@@ -110,8 +110,9 @@ class Index:
         self._group = batch.column("group")
         members = batch.column("members")
         self._member_starts = members.offsets.to_numpy()
-        self._member_names, self._member_offset, self._member_size = (
-            members.values.field(name) for name in ("name", "offset", "size")
+        self._member_names = members.values.field("name")
+        self._member_offset, self._member_size = (
+            members.values.field(name).to_numpy(zero_copy_only=True) for name in ("offset", "size")
         )
 
     @classmethod
@@ -241,8 +242,8 @@ class Index:
         members = tuple(
             Member(
                 name=self._member_names[place].as_py(),
-                offset=self._member_offset[place].as_py(),
-                size=self._member_size[place].as_py(),
+                offset=int(self._member_offset[place]),
+                size=int(self._member_size[place]),
             )
             for place in range(self._member_starts[number], self._member_starts[number + 1])
         )

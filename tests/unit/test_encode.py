@@ -36,9 +36,9 @@ def maker_of(built: SmallShards) -> PackMaker:
 
 
 def lengths_of(maker: PackMaker, built: SmallShards, samples: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(
-        len(maker._encoder.encode(*maker._reader.read(maker._corpus.entry(number))).input_ids) for number in samples
-    )
+    encoder = maker._encoder
+    entries = [maker._corpus.entry(number) for number in samples]
+    return tuple(len(encoder.words(maker._reader.read(one)[0], encoder.grids_of(one, 4))[0]) for one in entries)
 
 
 def job(samples: tuple[int, ...], tokens: tuple[int, ...]) -> Job:

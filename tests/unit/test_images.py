@@ -96,6 +96,13 @@ def test_a_picture_with_bytes_that_belong_to_nothing_has_the_pixels_that_pillow_
     assert_as_pillow_has_it(data[:scan] + b"\0\0\0" + data[scan:])
 
 
+def test_a_picture_is_opened_the_way_it_was_checked_whatever_its_xmp_says() -> None:
+    out = io.BytesIO()
+    drawn(60, 40).save(out, "JPEG", xmp=b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>')
+    checked, opened = check_picture(out.getvalue()), open_picture(out.getvalue())
+    assert opened.size == (checked.width, checked.height)
+
+
 def assert_as_pillow_has_it(data: bytes) -> None:
     plain, ours = Image.open(io.BytesIO(data)), open_picture(data)
     assert (ours.mode, ours.size) == (plain.mode, plain.size) == ("RGB", plain.size)

@@ -56,10 +56,15 @@ def test_planned_lengths_are_those_of_the_encoded_samples(built: SmallShards, nu
     settings = {"tokenizer_file": built.tokenizer, "template": plan.spec.template, "max_open": 2}
     encoder = Encoder(EncoderSettings(sets=plan.corpus.sets, **settings, **(GEOMETRY | {"num_crops": num_crops})))
     for number in range(len(plan.corpus)):
-        sample = encoder.encode(*reader.read(plan.corpus.entry(number)))
-        assert plan.lengths.tokens[number] == len(sample.input_ids)
-        assert plan.lengths.labels[number] == np.count_nonzero(sample.labels != -100)
-        assert plan.lengths.crops[number] == sum(tower_crops(*grid) for grid in sample.grids.tolist())
+        entry = plan.corpus.entry(number)
+        sample, pictures = reader.read(entry)
+        grids = encoder.grids_of(entry, num_crops)
+        ids, labels = encoder.words(sample, grids)
+        assert plan.lengths.tokens[number] == len(ids)
+        assert plan.lengths.labels[number] == np.count_nonzero(labels != -100)
+        assert plan.lengths.crops[number] == sum(tower_crops(*grid) for grid in grids)
+        crops = sum(rows * columns for rows, columns in grids)
+        encoder.pixels(pictures, grids, num_crops, np.empty((crops, 56, 56, 4), np.uint8))  # raises for other crops
 
 
 def test_text_is_counted_once_and_found_again(built: SmallShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

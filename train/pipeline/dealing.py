@@ -69,6 +69,8 @@ def deal_packs(packs: Sequence[Pack], world: int) -> list[list[Pack]]:
         [micro-step][rank] packs, ceil(packs / world) micro-steps; missing packs are empty ones.
     """
     heaviest_first = sorted(packs, key=lambda pack: (-pack.work, pack.number))
+    if world == 1:
+        return [[pack] for pack in heaviest_first]
     heaviest_first += [
         Pack(number=number, samples=(), tokens=0, labels=0, crops=0, work=0)
         for number in range(len(packs), -(-len(packs) // world) * world)

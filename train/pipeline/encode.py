@@ -1,7 +1,8 @@
 """One sample → token ids, labels and crops; a pack's samples → a batch. Runs in workers, so without torch."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,59 +105,55 @@ class Encoder:
         self._settings = settings
         self._conversation = Conversation(settings.tokenizer_file.read_text("utf-8"), settings.template)
 
-    def crops_of(self, entry: IndexEntry, num_crops: int) -> int:
-        """Crops of all pictures of a sample, at most `num_crops` of each, by the sizes in the index; without global
-        views."""
+    def grids_of(self, entry: IndexEntry, num_crops: int) -> list[tuple[int, int]]:
+        """Rows and columns of crops of each picture of a sample, at most `num_crops` of each, by the sizes in the
+        index; without global views."""
         places = (canvas(*size, num_crops, self._settings.crop_size) for size in entry.image_sizes)
-        return sum(place.rows * place.columns for place in places)
+        return [(place.rows, place.columns) for place in places]
 
-    def encode(
-        self,
-        sample: Sample,
-        pictures: Sequence[bytes],
-        out: NDArray[np.uint8] | None = None,
-        num_crops: int | None = None,
-    ) -> Encoded:
-        """Ids, labels and crops of one sample.
+    def words(self, sample: Sample, grids: Sequence[tuple[int, int]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Ids and labels of one sample, int64 [T] each.
 
         Args:
             sample: its messages name the pictures by tags.
-            pictures: encoded, in the order of the tags' numbers.
-            out: uint8 [K, c, c, 4], where the crops are put; else they get memory of their own.
-            num_crops: most crops of each picture; None: the settings'.
+            grids: rows and columns of crops of each picture, in the order of the tags' numbers.
         Raises:
-            PictureError: a picture cannot be decoded.
             ConversationError: messages and pictures do not fit together.
             SampleError: a picture is named more than once.
-            LengthMismatch: the pictures have other crops than `out` has room for.
         """
-        settings = self._settings
-        num_crops = num_crops or settings.num_crops
-        opened = [open_picture(data) for data in pictures]
-        places = [canvas(one.width, one.height, num_crops, settings.crop_size) for one in opened]
-        grids = [(place.rows, place.columns) for place in places]
-        total = sum(rows * columns for rows, columns in grids)
-        size = settings.crop_size
-        if out is None:
-            out = np.empty((total, size, size, 4), np.uint8)
-        if total != len(out):
-            raise LengthMismatch(f"{total} crops, planned were {len(out)}")
-        at = 0
-        for picture, (rows, columns) in zip(opened, grids, strict=True):
-            canvas_pixels(picture, num_crops, size, out[at : at + rows * columns])
-            at += rows * columns
-        tokens = [image_tokens(rows, columns, settings.tokens_per_side) for rows, columns in grids]
+        tokens = [image_tokens(rows, columns, self._settings.tokens_per_side) for rows, columns in grids]
         ids, labels = self._conversation.encode(sample.messages, tokens)
         if np.count_nonzero(ids < 0) != sum(tokens):
             raise SampleError("its prompt names a picture more than once")
         labels[:1] = IGNORED
-        return Encoded(
-            key=sample.key,
-            input_ids=ids,
-            labels=labels,
-            crops=out,
-            grids=np.array(grids, np.int64).reshape(-1, 2),
-        )
+        return ids, labels
+
+    def pixels(
+        self, pictures: Sequence[bytes], grids: Sequence[tuple[int, int]], num_crops: int, out: NDArray[np.uint8]
+    ) -> None:
+        """Put the crops of a sample's pictures into `out`.
+
+        Args:
+            pictures: encoded.
+            grids: planned rows and columns of crops of each.
+            num_crops: most crops of each picture.
+            out: uint8 [K, c, c, 4], room for all of them.
+        Raises:
+            PictureError: a picture cannot be decoded.
+            LengthMismatch: the pictures have other crops than planned.
+        """
+        size, at = self._settings.crop_size, 0
+        if len(pictures) != len(grids):
+            raise LengthMismatch(f"{len(pictures)} pictures, planned were {len(grids)}")
+        for data, (rows, columns) in zip(pictures, grids, strict=True):
+            picture = open_picture(data)
+            place = canvas(picture.width, picture.height, num_crops, size)
+            if (place.rows, place.columns) != (rows, columns):
+                raise LengthMismatch(
+                    f"a picture of {place.rows} × {place.columns} crops, planned were {rows} × {columns}"
+                )
+            canvas_pixels(picture, num_crops, size, out[at : at + rows * columns])
+            at += rows * columns
 
 
 def own_memory(size: int) -> Bytes:
@@ -183,11 +180,12 @@ class PackMaker:
             ReadError: the shards cannot be read at all.
         """
         entries = [self._corpus.entry(number) for number in job.samples]
-        crop_counts = [self._encoder.crops_of(*one) for one in zip(entries, job.num_crops, strict=True)]
+        grids = [self._encoder.grids_of(*one) for one in zip(entries, job.num_crops, strict=True)]
+        crop_counts = [sum(rows * columns for rows, columns in one) for one in grids]
         size = self._settings.crop_size
         crops_shape = (sum(crop_counts), size, size, 4)
         tokens_shape, ends_shape = (max(sum(job.tokens), 1),), (max(len(entries), 1) + 1,)
-        grids_shape = (sum(len(entry.image_sizes) for entry in entries), 2)
+        grids_shape = (sum(map(len, grids)), 2)
         room = Layout(
             memory(
                 Layout.size((crops_shape, np.uint8), (grids_shape, np.int64), (ends_shape, np.int32))
@@ -195,44 +193,57 @@ class PackMaker:
             )
         )
         crops = room.array(crops_shape, np.uint8)
-        encoded: list[Encoded] = []
-        bad: list[BadSample] = []
-        used, read_s, encode_s = 0, 0.0, 0.0
-        remote_before = self._reader.remote_s
+        begun, read_s, remote_before = time.perf_counter(), 0.0, self._reader.remote_s
         self._reader.expect(entries)
-        for entry, count, tokens, most in zip(entries, crop_counts, job.tokens, job.num_crops, strict=True):
-            begun = read = time.perf_counter()
-            try:
-                content = self._reader.read(entry)
-                read = time.perf_counter()
-                sample = self._encoder.encode(*content, crops[used : used + count], most)
-                if len(sample.input_ids) != tokens:
-                    raise LengthMismatch(f"{len(sample.input_ids)} tokens, planned were {tokens}")
-            except LengthMismatch as error:
-                raise LengthMismatch(self._mismatch(entry, str(error))) from error
-            except ShardError as error:
-                bad.append(self._bad(entry, error.what))
-                continue
-            except (PictureError, ConversationError, SampleError) as error:
-                bad.append(self._bad(entry, str(error)))
-                continue
-            finally:
-                read_s += read - begun
-                encode_s += time.perf_counter() - read
-            used += count
-            encoded.append(sample)
+        bad: dict[int, BadSample] = {}
+        whole: list[tuple[int, str, NDArray[np.int64], NDArray[np.int64], Sequence[bytes]]] = []
+        # All texts before all pictures: the megabytes of a picture push everything else out of the processor's caches,
+        # and what reading and encoding need is had back once a pack and not once a sample.
+        for place, (entry, tokens) in enumerate(zip(entries, job.tokens, strict=True)):
+            with self._left_out(bad, place, entry):
+                start = time.perf_counter()
+                try:
+                    sample, pictures = self._reader.read(entry)
+                finally:
+                    read_s += time.perf_counter() - start
+                ids, labels = self._encoder.words(sample, grids[place])
+                if len(ids) != tokens:
+                    raise LengthMismatch(f"{len(ids)} tokens, planned were {tokens}")
+                whole.append((place, sample.key, ids, labels, pictures))
+        encoded: list[Encoded] = []
+        used = 0
+        for place, key, ids, labels, files in whole:
+            own = crops[used : used + crop_counts[place]]
+            with self._left_out(bad, place, entries[place]):
+                self._encoder.pixels(files, grids[place], job.num_crops[place], own)
+                rows = np.array(grids[place], np.int64).reshape(-1, 2)
+                encoded.append(Encoded(key=key, input_ids=ids, labels=labels, crops=own, grids=rows))
+                used += len(own)
         batch = assemble(
             encoded,
             crops=crops[:used],
             crop_chunks=job.crop_chunks,
             label_chunks=job.label_chunks,
             number=job.number,
-            bad=bad,
+            bad=[bad[place] for place in sorted(bad)],
             array=room.array,
         )
         remote_s = self._reader.remote_s - remote_before
+        encode_s = time.perf_counter() - begun - read_s
         seconds = {READING: max(read_s - remote_s, 0.0), REMOTE: remote_s, ENCODING: encode_s}
         return Made(batch=batch, seconds=seconds, events=tuple(self._reader.take_events()))
+
+    @contextmanager
+    def _left_out(self, bad: dict[int, BadSample], place: int, entry: IndexEntry) -> Iterator[None]:
+        """Note a sample that is found damaged within the block."""
+        try:
+            yield
+        except LengthMismatch as error:
+            raise LengthMismatch(self._mismatch(entry, str(error))) from error
+        except ShardError as error:
+            bad[place] = self._bad(entry, error.what)
+        except (PictureError, ConversationError, SampleError) as error:
+            bad[place] = self._bad(entry, str(error))
 
     def prefetch(self, shards: Sequence[int]) -> None:
         """Have shards that are elsewhere fetched in the background, in this order."""
