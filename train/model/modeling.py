@@ -168,7 +168,8 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            pictures=read_pictures(pixel_values, image_sizes, self.config.crop_size, self.device),
+            # The configuration builds the tower's anew each time it is asked, which a step of an answer would feel.
+            pictures=read_pictures(pixel_values, image_sizes, self.model.vision_embed_tokens.crop_size, self.device),
             segments=segments,
             crop_chunks=crop_chunks,
             use_cache=caching and segments is None,
