@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -99,6 +100,13 @@ def gallery(page: str) -> dict[str, Any]:
     assert found is not None
     data: dict[str, Any] = json.loads(found[1])
     return data
+
+
+def test_a_page_without_all_pictures_says_how_many_it_has() -> None:
+    whole = report(count=5)
+    samples = [whole.samples[0], *(replace(sample, thumbnails=()) for sample in whole.samples[1:])]
+    assert "With the pictures of 1 sample:" in Page(render(replace(whole, samples=samples))).text
+    assert "With the pictures of" not in Page(render(whole)).text
 
 
 def test_every_sample_has_its_picture_truth_and_prediction() -> None:

@@ -50,7 +50,9 @@ def line_chart(lines: Sequence[Line], label: str, width: int = 560, height: int 
     xs = [x for _, points in shown for x, _ in points]
     ys = [y for _, points in shown for _, y in points]
     x_ticks = _ticks(min(xs), max(xs), 6)
-    y_ticks = _ticks(min(0.0, *ys) if min(ys) < 0.5 * max(ys) else min(ys), max(ys), 5)
+    # From zero, but where all that happens would be a line at the top; what never changes stands in the middle.
+    flat = min(ys) == max(ys)
+    y_ticks = _ticks(min(0.0, *ys) if flat or min(ys) < 0.5 * max(ys) else min(ys), max(ys) * (1.5 if flat else 1), 5)
     left, right = min(xs), max(max(xs), min(xs) + 1e-9)
     bottom, top = y_ticks[0], max(y_ticks[-1], max(ys))
 
@@ -71,7 +73,7 @@ def line_chart(lines: Sequence[Line], label: str, width: int = 560, height: int 
                 f"<title>{escape(tip)}</title></circle>"
             )
     parts.append(f'<text class="tick" x="{width - _RIGHT}" y="{height - 4}" text-anchor="end">step</text>')
-    return _svg(parts, label, width, height)
+    return _svg(parts, label, width, height, wide=True)
 
 
 def whisker_chart(rows: Sequence[Whisker], label: str, width: int = 340, plain: bool = False) -> Markup:
@@ -139,7 +141,7 @@ def scatter_chart(points: Sequence[Point], tolerance: float, label: str, size: i
         )
     parts.append(f'<text class="tick" x="{size - _RIGHT}" y="{size - 4}" text-anchor="end">true</text>')
     parts.append(f'<text class="tick" x="4" y="{_TOP}">predicted</text>')
-    return _svg(parts, label, size, size)
+    return _svg(parts, label, size, size, wide=True)
 
 
 def smoothed(points: Sequence[tuple[float, float]], window: int) -> list[tuple[float, float]]:
@@ -180,11 +182,12 @@ def _grid(
     return "".join(parts)
 
 
-def _svg(parts: Sequence[str], label: str, width: int, height: int) -> Markup:
+def _svg(parts: Sequence[str], label: str, width: int, height: int, wide: bool = False) -> Markup:
+    """wide: drawn for half a page, so that its letters grow where the screen is narrow."""
+    style = ' class="wide"' if wide else ""
     return Markup(
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}"><title>{escape(label)}</title>'
-        + "".join(parts)
-        + "</svg>"
+        f'<svg{style} viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">'
+        f"<title>{escape(label)}</title>" + "".join(parts) + "</svg>"
     )
 
 

@@ -119,6 +119,7 @@ def render(report: Report) -> str:
             "fields": list(report.fields),
             "samples": [_row(report.fields, sample) for sample in report.samples[:MOST_SAMPLES]],
         },
+        pictured=sum(bool(sample.thumbnails) for sample in report.samples[:MOST_SAMPLES]),
         slices=_slices(report.slices),
         worst=[(name, _worst(name, report.samples)) for name in numbers],
         confusions=[(name, _confusion(name, report.samples)) for name in categories],
