@@ -94,7 +94,7 @@ def evaluate(
     asked: dict[str, Any] = {"batch_size": batch_size, "max_new_tokens": max_new_tokens, "limit": limit}
     folder = run / "evaluation"
     begun = time.monotonic()
-    predict_split_into(folder / "predictions.jsonl", loaded, opened, world, **asked)
+    gone_on = predict_split_into(folder / "predictions.jsonl", loaded, opened, world, **asked)
     seconds = time.monotonic() - begun
     count = min(len(opened), limit or len(opened))
     if int((opened.index.picture_counts[:count] > 0).sum()) < 2:
@@ -106,7 +106,7 @@ def evaluate(
         predict_split_into(folder / "predictions-base.jsonl", before, opened, world, **asked)
     if not world.first:
         return None
-    return _score(run, loaded.origin, opened, controls, base, count / seconds)
+    return _score(run, loaded.origin, opened, controls, base, None if gone_on else count / seconds)
 
 
 def _base_of(loaded: Loaded, world: World) -> Loaded:
@@ -118,8 +118,13 @@ def _base_of(loaded: Loaded, world: World) -> Loaded:
     return before
 
 
-def _score(run: Path, origin: Origin, opened: Split, controls: Sequence[str], base: bool, rate: float) -> Evaluation:
-    """Score what was predicted and write scores and report; `rate`: samples that were answered a second."""
+def _score(
+    run: Path, origin: Origin, opened: Split, controls: Sequence[str], base: bool, rate: float | None
+) -> Evaluation:
+    """Score what was predicted and write scores and report.
+
+    rate: samples that were answered a second; None where an earlier start has answered some.
+    """
     folder = run / "evaluation"
     predictions = read_predictions(folder / "predictions.jsonl")
 
@@ -208,7 +213,7 @@ def _report(
     scores: Sequence[Score],
     slices: Sequence[Slice],
     shown: Sequence[Shown],
-    rate: float,
+    rate: float | None,
 ) -> Report:
     return Report(
         run=facts.run.name,
@@ -224,7 +229,7 @@ def _report(
         splits=facts.splits,
         rejected=facts.rejected,
         curve=facts.curve,
-        course={**facts.course, "answers": f"{rate:,.1f} samples a second"},
+        course=facts.course | ({} if rate is None else {"answers": f"{rate:,.1f} samples a second"}),
         hashes=facts.hashes,
         config=facts.config,
         versions=facts.versions,

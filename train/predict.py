@@ -70,11 +70,11 @@ def predict_split_into(
     batch_size: int = 32,
     max_new_tokens: int = 96,
     limit: int | None = None,
-) -> None:
-    """The same on all ranks, into a file that is whole or not there; a start that was ended is gone on from."""
+) -> bool:
+    """The same on all ranks, into a file that is whole or not there; whether an ended start was gone on from."""
     answerer = Answerer(loaded.model, loaded.processor, split.manifest.chat_template["template"], max_new_tokens)
     questions = world.agree(lambda: SplitQuestions(answerer, split, control, batch_size, limit))
-    predict_into(output, questions, answerer, world, asks_of(loaded, answerer))
+    return predict_into(output, questions, answerer, world, asks_of(loaded, answerer))
 
 
 def asks_of(loaded: Loaded, answerer: Answerer) -> dict[str, Any]:
@@ -211,6 +211,11 @@ def _run(options: argparse.Namespace, world: World) -> None:
         output = output or Path(f"predictions{f'-{options.control}' if options.control else ''}.jsonl")
     if options.control and not folders:
         raise QuestionError("--control goes with a folder of shards: only there it is known what is true")
+    if folders and not (folders[0] / "manifest.json").is_file():
+        raise QuestionError(
+            f"{folders[0]} is not a finished folder of shards: it has no manifest.json; build one by python -m "
+            f"data.build, or name the pictures themselves: {folders[0]}/*"
+        )
     split = Split(inputs[0], options.split) if folders else None
     source = open_source(str(inputs[0])) if tables else None
     if split is None and source is None:

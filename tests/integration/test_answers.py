@@ -17,6 +17,7 @@ from PIL import Image
 
 from tests.factories.trained import ANSWER, PRODUCTS, QUESTION, example, make_run, make_shards
 from tests.factories.wandb_record import artifact_files, ended_record, summary
+from train.answering import Answerer
 from train.evaluate import evaluate, main
 from train.score.fields import read_predictions
 
@@ -114,6 +115,29 @@ def test_two_runs_are_compared_and_others_are_refused(
     assert main([str(other), "--control", "none", "--limit", "5"]) == 0
     assert main(["--compare", str(other), str(run)]) == 2
     assert "evaluate both alike" in capsys.readouterr().err
+
+
+def test_a_rate_is_told_only_where_all_was_answered_in_one_go(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "one"
+    shutil.copytree(place / "runs/one", run, ignore=shutil.ignore_patterns("evaluation", "report.html"))
+    answer, calls = Answerer.answer, []
+
+    def ends_early(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("the node is gone")
+        return answer(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Answerer, "answer", ends_early)
+        with pytest.raises(RuntimeError, match="the node is gone"):
+            evaluate(run, batch_size=4, controls=())
+    evaluate(run, batch_size=4, controls=())
+    assert "samples a second" not in (run / "report.html").read_text()
+    evaluate(run, batch_size=4, controls=())
+    assert "samples a second" in (run / "report.html").read_text()
 
 
 def test_one_sample_is_scored_without_the_control(place: Path) -> None:

@@ -61,11 +61,13 @@ def test_curves_pass_over_cut_lines_and_skipped_steps(tmp_path: Path) -> None:
 def test_the_card_shows_scores_of_the_exported_checkpoint_alone(tmp_path: Path) -> None:
     estimate = {"value": 0.5, "low": 0.4, "high": None}
     score = {"label": "category: accuracy", "score": estimate, "baselines": [{"score": estimate}], "controls": []}
-    record = {"checkpoint": "step-000010", "samples": 9, "split": "test", "scores": [score]}
+    verdicts = [{"good": False, "text": "Not shown to be better than a baseline that never looks: price."}]
+    record = {"checkpoint": "step-000010", "samples": 9, "split": "test", "scores": [score], "verdicts": verdicts}
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation/scores.json").write_text(json.dumps(record))
     card = model_card(facts(tmp_path), "What?", "bf16")
     assert "| category: accuracy | 50.0 % (40.0 % … ∞) | 50.0 % (40.0 % … ∞) | – |" in card
+    assert "- Not shown to be better than a baseline that never looks: price." in card
     other = facts(tmp_path, checkpoint=tmp_path / "checkpoints/step-000020")
     assert "Not evaluated" in model_card(other, "What?", "bf16")
 

@@ -179,7 +179,10 @@ def test_what_is_not_there_is_said(place: Path, tmp_path: Path, capsys: pytest.C
     assert "lacks config.json" in failing([str(tmp_path), picture], capsys)
     assert "No such file" in failing([run, str(tmp_path / "none.jpg")], capsys)
     assert "no split 'tset'; there are:" in failing([run, shards, "--split", "tset"], capsys)
-    assert "manifest.json" in failing([run, str(tmp_path)], capsys)
+    assert (
+        f"has no manifest.json; build one by python -m data.build, or name the pictures themselves: {tmp_path}/*"
+        in (failing([run, str(tmp_path)], capsys))
+    )
     assert "--question" in failing([str(place / "base"), picture], capsys)
     assert "no such checkpoint" in failing([run, picture, "--checkpoint", "step-000001"], capsys)
 

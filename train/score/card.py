@@ -110,7 +110,7 @@ def _scores(facts: Facts) -> list[str]:
         unit = score.get("unit", "percent")
         cells = [_estimate(one[0]["score"], unit) if one else "–" for one in rivals]
         lines.append(f"| {_cell(score['label'])} | {_estimate(score['score'], unit)} | {cells[0]} | {cells[1]} |")
-    return lines
+    return [*lines, "", *(f"- {_cell(verdict['text'])}" for verdict in found.get("verdicts", ()))]
 
 
 def _estimate(estimate: dict[str, float | None], unit: str) -> str:
