@@ -133,6 +133,18 @@ def test_guesses_by_share_are_the_macro_f1_to_beat() -> None:
     assert not score.beats_baseline
 
 
+def test_guesses_of_few_rows_are_the_mean_of_several_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    truths, answers, training = make(0.9, count=18)
+
+    def spread() -> float:
+        scores = [by_metric(score_split(FIELDS, truths, answers, training, seed=100 * one)) for one in range(8)]
+        return float(np.std([score["macro_f1"].baselines[0].score.value for score in scores]))
+
+    several = spread()
+    monkeypatch.setattr("train.score.scores.MOST_DRAWS", 1)
+    assert 0 < several < 0.5 * spread()
+
+
 def test_the_gain_over_another_model_is_paired_and_told() -> None:
     truths, answers, training = make(0.9)
     before = make(0.0, seed=9)[1]

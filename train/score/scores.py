@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from train.score.baselines import baselines
+from train.score.baselines import Baseline, baselines
 from train.score.fields import FieldError, FieldValue
 from train.score.intervals import FEWEST_GROUPS, RESAMPLES, interval, one_sided_bound, resample, statistic_of
 from train.score.metrics import METRICS, Metric, is_scored, row_values
 
 Answers = Mapping[str, FieldValue | None]
+MOST_DRAWS, GUESSED_ROWS = 20, 20_000
+"""How often a baseline guesses: at most so many times, and of all rows together about so many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +97,16 @@ class Rows:
         return _Measured(
             value=statistic_of(values, self.metric.statistic),
             replicates=resample(values, self.groups, self.metric.statistic, RESAMPLES, self.seed),
+        )
+
+    def measure_baseline(self, baseline: Baseline) -> _Measured:
+        """Of guesses the mean over several draws: one of few rows may be a lucky or an unlucky one."""
+        count = len(self.chosen)
+        draws = max(1, min(MOST_DRAWS, GUESSED_ROWS // count)) if baseline.among else 1
+        found = [self.measure(baseline.answers(count, self.seed + draw)) for draw in range(draws)]
+        return _Measured(
+            value=float(np.mean([one.value for one in found])),
+            replicates=np.mean([one.replicates for one in found], axis=0),
         )
 
     def estimate(self, measured: _Measured) -> Estimate:
@@ -195,7 +207,7 @@ def _score(
     measured = rows.measure(predicted)
     known = [value for row in training if (value := row.get(field)) is not None]
     constants = baselines(rows.metric, field, rows.kind, known)
-    theirs = [rows.measure(constant.answers(len(rows.chosen), rows.seed)) for constant in constants]
+    theirs = [rows.measure_baseline(constant) for constant in constants]
     rivals = [
         rows.rival(constant.name, constant.value, their, rows.gain(measured, over=their))
         for constant, their in zip(constants, theirs, strict=True)
