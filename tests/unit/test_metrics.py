@@ -246,7 +246,9 @@ def one_group_each(count: int) -> tuple[list[Truth], list[Values], list[Values]]
 def test_a_handful_of_products_shows_nothing(count: int) -> None:
     truths, answers, training = one_group_each(count)
     nothing: list[Values] = [dict.fromkeys(FIELDS) for _ in truths]
-    for score in score_split(FIELDS, truths, answers, training, models={"other": nothing}):
+    scores = score_split(FIELDS, truths, answers, training, {"shuffled": nothing}, {"other": nothing})
+    assert verdicts(scores) == [(False, "Nothing can be shown of fewer than 6 products: evaluate more of them.")]
+    for score in scores:
         assert not score.beats_baseline, score.label
         assert not score.models[0].better, score.label
         assert score.score.low < score.score.high, score.label

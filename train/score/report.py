@@ -16,6 +16,7 @@ from PIL import Image
 
 from train.score.charts import Line, Point, Whisker, line_chart, scatter_chart, smoothed, whisker_chart
 from train.score.fields import FieldValue
+from train.score.intervals import FEWEST_GROUPS
 from train.score.metrics import PRICE_TOLERANCE, is_right, percentage_error
 from train.score.scores import Rival, Score, percent, points, shown
 from train.score.slices import Slice
@@ -134,6 +135,8 @@ def verdicts(scores: Sequence[Score]) -> list[tuple[bool, str]]:
     judged = [score for score in scores if score.baselines]
     if not judged:
         return [(False, "There are no baselines to compare with: the training rows have no value of these fields.")]
+    if all(math.isinf(gain.low) and math.isinf(gain.high) for score in judged for gain in [score.baselines[0].gain]):
+        return [(False, f"Nothing can be shown of fewer than {FEWEST_GROUPS} products: evaluate more of them.")]
     missed = [score.label for score in judged if not score.beats_baseline]
     sentences = [
         (True, f"Better than the baselines that never look at a picture: all {len(judged)} scores.")
