@@ -36,7 +36,7 @@ from train.answering import Answerer
 from train.checkpoint import fingerprint_model
 from train.distributed import World, bring_together, end_at_once, find_place, part
 from train.loading import Loaded, choose_device, load_run
-from train.predicting import precision_of, predict_all, predict_into
+from train.predicting import each_answer, precision_of, predict_all, predict_into
 from train.questions import CONTROLS, PictureQuestions, QuestionError, Questions, SplitQuestions, TableQuestions
 from train.score.fields import AnswerParser, Prediction, each_prediction
 from train.score.split import Split
@@ -246,7 +246,8 @@ def _run(options: argparse.Namespace, world: World) -> None:
 
     asked = world.agree(questions)
     if output is None:
-        for one in predict_all(asked, answerer) if world.first else ():
+        # Pictures are asked in the order in which they were named.
+        for _, one in each_answer(asked, answerer) if world.first else ():
             print(one.answer if len(inputs) == 1 else f"{one.key}: {one.answer}", flush=True)
         return
     predict_into(output, asked, answerer, world, asks_of(loaded, answerer))

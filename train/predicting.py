@@ -83,8 +83,13 @@ def _answer_rest(journal: Journal, done: set[int], questions: Questions, answere
 
 def predict_all(questions: Questions, answerer: Answerer) -> list[Prediction]:
     """All predictions in their order, by this process alone and in memory."""
-    found = [one for work in answered(numbered(questions), questions, answerer) if work for one in work[1]]
-    return [prediction for _, prediction in sorted(found, key=lambda one: one[0])]
+    return [prediction for _, prediction in sorted(each_answer(questions, answerer), key=lambda one: one[0])]
+
+
+def each_answer(questions: Questions, answerer: Answerer) -> Iterator[tuple[int, Prediction]]:
+    """Samples' numbers and predictions as they are made, batch after batch, by this process alone."""
+    for work in answered(numbered(questions), questions, answerer):
+        yield from work[1] if work else ()
 
 
 def numbered(questions: Questions) -> Iterator[Numbered]:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -152,6 +153,24 @@ def test_command_prints_an_answer_a_picture(place: Path, tmp_path: Path, capsys:
     assert capsys.readouterr().out == ANSWER.format(**PRODUCTS[0]) + "\n"
     assert main([str(place / "runs/one"), str(one), str(two)]) == 0
     assert capsys.readouterr().out.splitlines()[1] == f"{two}: {ANSWER.format(**PRODUCTS[1])}"
+
+
+def test_answers_about_pictures_are_printed_as_they_come(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [str(picture_file(tmp_path, number)) for number in range(4)]
+    answer, calls = Answerer.answer, []
+
+    def ends_early(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("the machine goes down")
+        return answer(*arguments)
+
+    monkeypatch.setattr(Answerer, "answer", ends_early)
+    with pytest.raises(RuntimeError):
+        main([str(place / "runs/one"), *names, "--batch-size", "2"])
+    assert [line.partition(": ")[0] for line in capsys.readouterr().out.splitlines()] == names[:2]
 
 
 def test_command_writes_a_line_a_sample(place: Path, tmp_path: Path) -> None:
