@@ -3,9 +3,9 @@
     python -m train.comeback --code CODE [--asked USR1] -- ARGUMENTS OF train/main.py
 
 The last thing in launch/train.sbatch. A job comes back with its number, so that those that depend on it wait on: after
-SIGUSR1 (the time limit is near, or somebody asked), after a rank or a node that was lost, and without the nodes that no
-longer answer or that the preflight named. It does not come back after an error that a person has to mend, after
-scancel, or when three tries in a row came no further. No torch.
+SIGUSR1 (the time limit is near, or somebody asked), after a preemption, after a rank or a node that was lost, and
+without the nodes that no longer answer or that the preflight named. It does not come back after an error that a person
+has to mend, after scancel, or when three tries in a row came no further. No torch.
 """
 
 import argparse
@@ -29,8 +29,6 @@ from train.runs import RunFolder, own_job
 TRIES = 3
 ANSWER_S = 30
 USER_ERROR = 2
-ALLOWED = "NODES_ALLOWED"
-"""Variable with the fewest and the most nodes of the job, `1-2`, where it may have fewer; set by launch/submit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +45,8 @@ class Ended:
     """The highest step of each try so far, this one last; those that were asked to leave are not among them."""
     first: RankEnd | None
     """The rank that failed first."""
+    preempted: bool = False
+    """Whether Slurm wants the nodes for another job, and this one back later."""
     unfit: tuple[str, ...] = ()
     """Nodes that do not answer, or that the preflight found to be at fault."""
 
@@ -70,10 +70,10 @@ def decide(ended: Ended) -> Decision:
     # A training that was asked to leave ends well; where it did not, the status is that of an earlier try.
     saved = ended.code == 0 and state == "preempted"
     left = ended.asked or (reason.partition(" ")[0].removeprefix("SIG") if saved else "")
-    if left == "USR1":
-        return Decision(back=True, reason=reason if saved else "SIGUSR1")
+    said = reason if saved else f"SIG{left or 'TERM'}"
+    if ended.preempted or left == "USR1":
+        return Decision(back=True, reason=f"{said}, preempted" if ended.preempted else said)
     if left:
-        said = reason if saved else f"SIG{left}"
         return Decision(back=False, reason=f"{said}; unless Slurm puts it back, submit the same line to go on")
     if ended.first is not None and ended.first.ending == "mendable" and not ended.unfit:
         return Decision(back=False, reason=ended.first.line(), code=USER_ERROR)
@@ -140,39 +140,39 @@ def unfit_nodes(run: RunFolder, since: float, asks: Callable[[str], bool] = answ
     return unfit if len(unfit) < len(nodes) else ()
 
 
-def changes(without: Sequence[str], environment: Mapping[str, str]) -> list[str]:
-    """What of this job is to be another when it comes back, as scontrol takes it."""
-    found = [f"ExcNodeList={','.join(without)}"] if without else []
-    allowed = environment.get(ALLOWED)
-    if allowed:
-        # Once it has begun, Slurm asks for as many tasks, and so nodes, as it had.
-        least = int(allowed.partition("-")[0]) * int(environment.get("SLURM_NTASKS_PER_NODE", "1"))
-        found += [f"NumTasks={least}", f"NumNodes={allowed}"]
-    return found
-
-
-def change_later(job: str, changed: Sequence[str], without: Sequence[str]) -> bool:
-    """Have a job of a moment change this one while it waits, for it cannot be changed sooner; whether there is one."""
+def exclude_later(job: str, without: Sequence[str]) -> bool:
+    """Have a job of a moment take nodes out of this one's choice while it waits, for it cannot be changed sooner, and
+    release it; whether there is one."""
+    excluded = ",".join(without)
     change = (
         f'while s=$(squeue -h -j {job} -o %t) && [ -n "$s" ]; do '
-        f"[ $s = PD ] && scontrol update JobId={job} {' '.join(changed)} && break; sleep 2; done; "
+        f"[ $s = PD ] && scontrol update JobId={job} ExcNodeList={excluded} && break; sleep 2; done; "
         f"scontrol release {job}"
     )
     helper = ["sbatch", "--job-name=change-a-job", "--nodes=1", "--ntasks=1", "--time=10", "--output=/dev/null"]
     same = {"--partition": "SLURM_JOB_PARTITION", "--account": "SLURM_JOB_ACCOUNT"}
     helper += [f"{option}={os.environ[name]}" for option, name in same.items() if os.environ.get(name)]
-    helper += [f"--exclude={','.join(without)}"] * bool(without)
+    helper += [f"--exclude={excluded}", f"--wrap={change}"]
     # Else sbatch takes this job's own shape for the other's.
     own = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))}
     own |= {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
-    done = subprocess.run([*helper, f"--wrap={change}"], env=own, timeout=ANSWER_S, check=False)
-    return done.returncode == 0
+    return subprocess.run(helper, env=own, timeout=ANSWER_S, check=False).returncode == 0
+
+
+def is_preempted(job: str) -> bool:
+    """Whether Slurm has told this job to make room for another and gives it time for that.
+
+    It then puts back only a job that is still there when the time is over: one that leaves sooner would count as done.
+    """
+    command = ["scontrol", "show", "job", "-o", job]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, check=False).stdout
+    words = dict(word.partition("=")[::2] for word in shown.split())
+    return words.get("JobState") == "RUNNING" and words.get("PreemptTime", "None") != "None"
 
 
 def come_back(job: str, without: Sequence[str]) -> None:
     """Put this job back into the queue; ends the calling process, as it is part of the job."""
-    changed = changes(without, os.environ)
-    held = bool(changed) and change_later(job, changed, without)
+    held = bool(without) and exclude_later(job, without)
     subprocess.run(["scontrol", "requeuehold" if held else "requeue", job], check=True, timeout=ANSWER_S)
 
 
@@ -201,7 +201,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ends = read_ends(run.path)
     state = str(run.status().get("state"))
     well = options.code == 0
-    asked = bool(options.asked) or (well and state == "preempted")
+    preempted = is_preempted(job)
+    asked = preempted or bool(options.asked) or (well and state == "preempted")
     if not well and not asked:
         print("\n".join(error_lines(ends)), flush=True)  # before a node is asked that may not answer for long
     ended = Ended(
@@ -210,6 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status=run.status(),
         reached=add_try(run, asked or well),
         first=None if well else first_error(ends),
+        preempted=preempted,
         unfit=() if asked or well else unfit_nodes(run, options.since),
     )
     decision = decide(ended)

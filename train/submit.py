@@ -9,7 +9,6 @@ differs from cluster to cluster stands in launch/site.env. `--dry-run` prints th
 """
 
 import argparse
-import math
 import re
 import shlex
 import shutil
@@ -20,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data.schema import UserError
-from train.comeback import ALLOWED
 from train.config import DEFAULT, load
 from train.config_schema import Config
 from train.deepspeed_config import read
@@ -112,30 +110,26 @@ def shard_jobs(options: argparse.Namespace, site: Mapping[str, str]) -> list[Job
 
 def train_job(options: argparse.Namespace, site: Mapping[str, str], run: str) -> Job:
     """The training, on as many nodes as are asked for, or fewer where that is allowed."""
+    ranks, gpus, cpus = (int(site[name]) for name in ("RANKS_PER_NODE", "GPUS_PER_NODE", "CPUS_PER_RANK"))
     nodes = str(options.nodes)
-    allowed: tuple[str, ...] = ()
+    shape: tuple[str, ...] = (f"--ntasks-per-node={ranks}", f"--cpus-per-task={cpus}")
     if options.min_nodes and options.min_nodes < options.nodes:
-        ranks = int(site["RANKS_PER_NODE"])
-        if options.min_nodes * ranks < options.nodes:
-            raise SubmitError(
-                f"--min-nodes {options.min_nodes}: Slurm gives a job no more nodes than the fewest have ranks, here "
-                f"{options.min_nodes * ranks} (RANKS_PER_NODE={ranks}); take at least "
-                f"{math.ceil(options.nodes / ranks)}, or leave it out"
-            )
+        if gpus not in (0, ranks):
+            raise SubmitError(f"{SITE}: RANKS_PER_NODE={ranks}: --min-nodes takes a rank a GPU (GPUS_PER_NODE={gpus})")
         nodes = f"{options.min_nodes}-{options.nodes}"
-        allowed = (f"--export=ALL,{ALLOWED}={nodes}",)
+        # Of a job that asks for tasks, Slurm wants as many nodes as it had when it puts it back; the script starts as
+        # many ranks as there are GPUs, or RANKS_PER_NODE.
+        shape = (f"--mincpus={ranks * cpus}",)
     settings = [part for one in options.overrides for part in ("--set", one)]
     return Job(
         name="train",
         options=(
             *where(site["GPU_PARTITION"], site),
             f"--nodes={nodes}",
-            f"--ntasks-per-node={site['RANKS_PER_NODE']}",
-            f"--gpus-per-node={site['GPUS_PER_NODE']}",
-            f"--cpus-per-task={site['CPUS_PER_RANK']}",
+            *shape,
+            f"--gpus-per-node={gpus}",
             f"--time={options.time or site['TRAIN_TIME']}",
             f"--signal=B:USR1@{site['GRACE_S']}",
-            *allowed,
         ),
         script="launch/train.sbatch",
         arguments=("--config", options.config, "--run", run, *settings),

@@ -4,10 +4,11 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.factories.jobs import SITE
+from tests.factories.jobs import SITE, settings, show_log, submitted, train_lines
 from tests.factories.machines import Machines, needs
 from tests.factories.published_name import clean_environment, fill_cache, link_checkout
 from tests.factories.slurm import Slurm
@@ -85,3 +86,11 @@ def cluster(place: Path, slurm: Slurm, by_slurm: dict[str, str]) -> Slurm:
     site.write_text(SITE)
     slurm.environment = by_slurm
     return slurm
+
+
+@pytest.fixture(scope="session")
+def straight(place: Path, cluster: Slurm) -> list[dict[str, Any]]:
+    """The lines of a run that nothing disturbed."""
+    job = submitted(cluster, place, "train", "--run", "undisturbed", "--nodes", "2", *settings())["train"]
+    assert cluster.wait_done(job) == "COMPLETED", show_log(place, job)
+    return train_lines(place / "runs/undisturbed")

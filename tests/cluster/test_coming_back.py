@@ -10,8 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.factories.jobs import ranks, settings, show_log, step, submitted, train_lines
 from tests.factories.machines import run, wait_for
 from tests.factories.slurm import DONE, Slurm
@@ -21,26 +19,13 @@ BACK_S = 90.0
 SLOW = ("dev", "eth0", "root", "tbf", "rate", "8mbit", "burst", "64kb", "latency", "400ms")
 
 
-@pytest.fixture(scope="module")
-def straight(place: Path, cluster: Slurm) -> list[dict[str, Any]]:
-    """The lines of a run that nothing disturbed."""
-    job = submitted(cluster, place, "train", "--run", "undisturbed", "--nodes", "2", *settings())["train"]
-    assert cluster.wait_done(job) == "COMPLETED", show_log(place, job)
-    return train_lines(place / "runs/undisturbed")
-
-
-def restarts(cluster: Slurm, job: int) -> int:
-    """How often a job came back."""
-    return int(cluster.job(job).get("Restarts", "0"))
-
-
 def disturb(cluster: Slurm, job: int, folder: Path, fault: Callable[[], object], after: int = 0) -> None:
     """Do something to a job that is past a step and has taken some since it came back; returns when it is back."""
     after = max(after, step(folder) + 3)
     wait_for(lambda: step(folder) > after, f"step {after} of {folder.name}", BACK_S)
-    before = restarts(cluster, job)
+    before = cluster.restarts(job)
     fault()
-    wait_for(lambda: restarts(cluster, job) > before, f"{folder.name} comes back", BACK_S)
+    wait_for(lambda: cluster.restarts(job) > before, f"{folder.name} comes back", BACK_S)
 
 
 def test_a_job_that_is_asked_to_leave_comes_back_and_trains_the_same(
@@ -51,7 +36,7 @@ def test_a_job_that_is_asked_to_leave_comes_back_and_trains_the_same(
     # Before it can answer: the ranks have just been started.
     wait_for(lambda: len(ranks(cluster, "node1", "node2")) == 2, "two ranks", BACK_S)
     cluster.ask("scancel", "--signal=USR1", str(job))
-    wait_for(lambda: restarts(cluster, job) == 1, "it comes back", BACK_S)
+    wait_for(lambda: cluster.restarts(job) == 1, "it comes back", BACK_S)
     disturb(cluster, job, folder, lambda: cluster.ask("scancel", "--signal=USR1", str(job)))
     disturb(cluster, job, folder, lambda: cluster.ask("scontrol", "requeue", str(job)), after=35)
     ended = cluster.wait_done(job)
@@ -114,7 +99,7 @@ def test_a_run_that_comes_no_further_is_stopped_after_three_tries(place: Path, c
     wait_for(killed, "the guard against a crash loop", 3 * BACK_S)
     text = show_log(place, job)
     assert cluster.state(job) == "FAILED"
-    assert restarts(cluster, job) == 2
+    assert cluster.restarts(job) == 2
     status = json.loads((place / "runs/loop/status.json").read_text())
     assert status["state"] == "failed"
     assert "no new step in 3 tries" in status["reason"]

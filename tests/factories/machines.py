@@ -208,11 +208,12 @@ class Machines:
         return [int(pid) for pid in run("ip", "netns", "pids", self.space(machine), check=False).split()]
 
     def kill_all(self, machine: str) -> None:
-        """SIGKILL to everything on a machine, as a power cut would."""
+        """SIGKILL to everything on a machine, as a power cut would: stopped first, so that none sees another end."""
         while pids := self.pids(machine):
-            for pid in pids:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            for number in (signal.SIGSTOP, signal.SIGKILL):
+                for pid in pids:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, number)
             for daemon in self.daemons.values():
                 daemon.poll()
             time.sleep(0.05)

@@ -24,17 +24,22 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerParameters=sched_interval=2,bf_interval=2,batch_sched_delay=0
 SlurmdParameters=config_overrides
-SlurmdTimeout=15
+SlurmdTimeout=20
 KillWait=20
 MinJobAge=3600
 OverTimeLimit=1
 ReturnToService=2
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+GresTypes=gpu
 MpiDefault=none
 MailProg=/bin/true
 {nodes}
-PartitionName=main Nodes=node1,node2 Default=YES MaxTime=INFINITE
+PartitionName=main Nodes=node1,node2 Default=YES MaxTime=INFINITE GraceTime=30
 PartitionName=cpu Nodes=node1,node2 MaxTime=INFINITE
+PartitionName=urgent Nodes=node1,node2 MaxTime=INFINITE PriorityTier=100
 """
+GPUS = 8
 DONE = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "DEADLINE", "OUT_OF_MEMORY")
 
 
@@ -52,13 +57,17 @@ class Slurm:
         (self.folder / "munge/key").write_bytes(os.urandom(128))
         (self.folder / "munge/key").chmod(0o400)
         lines = [
-            f"NodeName={node} NodeAddr={machines.addresses[node]} CPUs=4 RealMemory=8000 State=UNKNOWN"
+            f"NodeName={node} NodeAddr={machines.addresses[node]} CPUs=16 Gres=gpu:{GPUS} RealMemory=8000 State=UNKNOWN"
             for node in NODES
         ]
         (self.folder / "slurm.conf").write_text(
             CONF.format(login=machines.addresses[LOGIN], folder=self.folder, nodes="\n".join(lines))
         )
         (self.folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\nCgroupAutomount=no\n")
+        # Files that stand for GPUs: enough for Slurm, which gives them out and sets its variables.
+        for number in range(GPUS):
+            (self.folder / f"gpu{number}").touch()
+        (self.folder / "gres.conf").write_text(f"Name=gpu File={self.folder}/gpu[0-{GPUS - 1}]\n")
         self.environment = machines.base | {"SLURM_CONF": str(self.folder / "slurm.conf")}
 
     def start(self) -> None:
@@ -85,6 +94,12 @@ class Slurm:
         mounted = 'mount -t cgroup2 none /sys/fs/cgroup && exec "$@"'
         self._daemon(node, "sh", "-c", mounted, "sh", shutil.which("slurmd", path=PLACES) or "slurmd", "-D", "-N", node)
 
+    def restart_node(self, node: str) -> None:
+        """Take away what is on a node, and start its daemons anew, as after a power cut."""
+        self.machines.kill_all(node)
+        self.machines.start_sshd(node)
+        self.start_node(node)
+
     def wait_idle(self) -> None:
         """Return when both nodes are idle."""
         wait_for(
@@ -104,6 +119,16 @@ class Slurm:
     def state(self, number: int) -> str:
         """The state of a job."""
         return self.job(number).get("JobState", "")
+
+    def nodes(self, number: int) -> list[str]:
+        """The nodes on which a job runs; none while it waits."""
+        return (
+            self.ask("squeue", "-h", "-j", str(number), "-t", "RUNNING", "-o", "%N").replace("[1-2]", "1 node2").split()
+        )
+
+    def restarts(self, number: int) -> int:
+        """How often a job came back."""
+        return int(self.job(number).get("Restarts", "0"))
 
     def wait_done(self, number: int, limit_s: float = 600) -> str:
         """Wait for a job's end, requeued or not; returns its last state."""

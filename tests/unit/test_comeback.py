@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from train.comeback import Ended, add_try, at_fault, changes, decide, main
+from train.comeback import Ended, add_try, at_fault, decide, main
 from train.rank_log import RankEnd
 from train.runs import RunFolder
 
@@ -26,6 +26,9 @@ def ended(code: int = 0, asked: str = "", state: str = "running", reason: str = 
         (ended(asked="USR1", code=138), True, 0),
         (ended(state="preempted", reason="SIGTERM after step 7"), False, 0),
         (ended(asked="TERM", code=143), False, 0),
+        (ended(state="preempted", reason="SIGTERM after step 7", preempted=True), True, 0),
+        (ended(code=143, preempted=True, reached=()), True, 0),
+        (ended(state="finished", preempted=True), False, 0),
         # Of an earlier try that was asked to leave: this one had not begun yet.
         (ended(code=1, state="preempted", reason="SIGTERM after step 7", first=KILLED), True, 0),
         (ended(code=1, state="preempted", reason="SIGUSR1 after step 7", first=KILLED, reached=(7, 7, 7)), False, 1),
@@ -75,13 +78,6 @@ def test_a_job_that_was_refused_leaves_the_run_of_another_as_it_is(
     assert main(["--code", "2", "--", "--set", f"run.folder={tmp_path}", "--run", "run"]) == 2
     assert {path: path.read_bytes() for path in run.path.rglob("*")} == before
     assert "job 7): nothing is done with it" in capsys.readouterr().out
-
-
-def test_a_job_that_may_have_fewer_nodes_asks_for_no_more_than_the_fewest_when_it_comes_back() -> None:
-    environment = {"NODES_ALLOWED": "1-4", "SLURM_NTASKS_PER_NODE": "8"}
-    assert changes(("node2",), environment) == ["ExcNodeList=node2", "NumTasks=8", "NumNodes=1-4"]
-    assert changes((), environment) == ["NumTasks=8", "NumNodes=1-4"]
-    assert changes((), {}) == []
 
 
 def test_only_a_preflight_of_this_try_names_nodes(tmp_path: Path) -> None:

@@ -27,10 +27,11 @@ def test_a_training_gets_its_sites_shape_and_its_own_settings() -> None:
 
 
 def test_fewer_nodes_are_allowed_only_by_a_word() -> None:
-    fewer = commands("train", "--nodes", "4", "--min-nodes", "2")[0]
-    assert {"--nodes=2-4", "--export=ALL,NODES_ALLOWED=2-4"} < set(fewer)
+    (fewer,) = commands("train", "--nodes", "4", "--min-nodes", "2")
+    assert {"--nodes=2-4", "--mincpus=32", "--gpus-per-node=8"} < set(fewer)
+    assert not any(word.startswith(("--ntasks", "--cpus-per-task")) for word in fewer)
     assert "--nodes=4" in commands("train", "--nodes", "4", "--min-nodes", "4")[0]
-    with pytest.raises(SubmitError, match=r"here 2 \(RANKS_PER_NODE=1\); take at least 4"):
+    with pytest.raises(SubmitError, match=r"RANKS_PER_NODE=1: --min-nodes takes a rank a GPU \(GPUS_PER_NODE=8\)"):
         commands("train", "--nodes", "4", "--min-nodes", "2", RANKS_PER_NODE="1")
 
 
