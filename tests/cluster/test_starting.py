@@ -1,4 +1,4 @@
-"""The ways of starting a training by hand: the bare hostfile command with and without hosts, srun; and going on."""
+"""A training by hostfile: on two nodes as on one, going on after SIGKILL, and what the bare command says is missing."""
 
 import json
 import os
@@ -12,7 +12,6 @@ import pytest
 
 from tests.factories.machines import Machines
 from tests.factories.published_name import clean_environment, link_checkout
-from tests.factories.slurm import Slurm
 
 BARE = ["deepspeed", "--hostfile", "launch/hosts", "train/main.py"]
 # Small packs in fp32: the published recipe's take many seconds each on a CPU.
@@ -45,15 +44,6 @@ def ended_well(done: subprocess.CompletedProcess[str]) -> bool:
     """Whether a command ended with 0; its output is shown where it did not."""
     print(done.stdout[-4000:], done.stderr[-4000:])
     return done.returncode == 0
-
-
-def test_bare_command_without_hosts_file_trains_on_this_machine(
-    place: Path, found: dict[str, str], commands: dict[str, str]
-) -> None:
-    done = run(BARE, place, clean_environment(commands, found))
-    assert ended_well(done)
-    assert "cpu" in done.stdout
-    assert status(place / "runs/default")["state"] == "finished"
 
 
 def test_two_nodes_train_as_two_ranks_on_one_node(place: Path, machines: Machines, by_ssh: dict[str, str]) -> None:
@@ -108,15 +98,6 @@ def test_quickstart_configuration_goes_on_after_sigkill_with_equal_lines(
 def train_lines_so_far(folder: Path) -> list[bytes]:
     """The whole training lines written by now."""
     return [line for line in (folder / "metrics.jsonl").read_bytes().split(b"\n")[:-1] if b'"train"' in line]
-
-
-def test_srun_starts_one_rank_a_task(place: Path, slurm: Slurm, by_slurm: dict[str, str]) -> None:
-    command = ["srun", "-N2", "--ntasks=2", "python", "train/main.py", "--run", "srun", *QUICK]
-    done = slurm.machines.run(command, folder=place, environment=by_slurm)
-    print(done.stdout[-4000:])
-    assert done.returncode == 0
-    assert "2 ranks" in done.stdout
-    assert status(place / "runs/srun")["state"] == "finished"
 
 
 @pytest.mark.parametrize("missing", ["model", "shards"])
