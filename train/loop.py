@@ -93,6 +93,8 @@ class Training:
             self.checkpoints.insist()
         finally:
             self.heart.stop()
+            if traced := self.trace.finish():
+                self.report.say(traced)
             self.console.stop_bar()
             self.report.close()
         self.set_status("finished", self.stopping.reason() or self.end.rule)

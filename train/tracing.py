@@ -20,14 +20,17 @@ class Trace:
         steps: FIRST or FIRST-LAST, counted from 1 as in metrics.jsonl; None for none.
         folder: where the trace is written.
         """
+        self._asked = steps
         self._first, self._last = read_steps(steps) if steps else (0, -1)
-        self._path = folder / f"steps-{self._first}-{self._last}.json"
+        self._folder = folder
         self._world = world
         self._profiler: Any = None
+        self._from = self._to = 0
+        """Steps that are in the trace: fewer than asked for where a run goes on within them, or ends."""
 
     def before(self, step: int) -> None:
         """A step begins."""
-        if step != self._first or not self._world.first:
+        if self._profiler is not None or not self._first <= step <= self._last or not self._world.first:
             return
         from torch.profiler import ProfilerActivity, profile
 
@@ -36,19 +39,33 @@ class Trace:
             kinds.append(ProfilerActivity.CUDA)
         self._profiler = profile(activities=kinds, record_shapes=True)
         self._profiler.start()
+        self._from = step
 
     def after(self, step: int) -> str:
         """A step is done; returns a line for a person once the trace is written, else an empty text."""
-        if self._profiler is None or step < self._last:
+        if self._profiler is None:
             return ""
+        self._to = step
+        return self._write() if step == self._last else ""
+
+    def finish(self) -> str:
+        """No more steps come; returns a line for a person where a trace ends early or none was made."""
+        if self._profiler is not None and self._to:
+            return self._write()
+        if self._asked and not self._to and self._world.first:
+            return f"warning: --profile {self._asked}: none of these steps was taken in this start of the run"
+        return ""
+
+    def _write(self) -> str:
         profiler, self._profiler = self._profiler, None
         profiler.stop()
+        path = self._folder / f"steps-{self._from}-{self._to}.json"
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            profiler.export_chrome_trace(str(self._path))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            profiler.export_chrome_trace(str(path))
         except OSError as error:
-            return f"warning: {self._path} cannot be written ({error.strerror})"
-        return f"trace of steps {self._first} to {self._last}: {self._path}"
+            return f"warning: {path} cannot be written ({error.strerror})"
+        return f"trace of steps {self._from} to {self._to}: {path}"
 
 
 def read_steps(text: str) -> tuple[int, int]:
