@@ -35,7 +35,16 @@ class ConfigError(UserError):
 
 
 class Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `1e-3` as text; here it is a number, as in JSON and Python."""
+    """YAML 1.1 reads `1e-3` as text; here it is a number, as in JSON and Python. A key may stand once in a section."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """As the base class, which would let the last of equal keys win in silence."""
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' stands twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 Loader.add_implicit_resolver(
@@ -52,7 +61,8 @@ def parse_yaml(text: str, where: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
-        raise ConfigError(f"{place}: not YAML ({getattr(error, 'problem', error)}); mend that line") from error
+        what = "no settings" if isinstance(error, yaml.constructor.ConstructorError) else "not YAML"
+        raise ConfigError(f"{place}: {what} ({getattr(error, 'problem', error)}); mend that line") from error
 
 
 def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
@@ -62,6 +72,42 @@ def known_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[st
             yield from known_keys(field.annotation, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"
+
+
+KINDS = ("str", "list", "int", "float")
+# What other trainers call a setting, where no spelling leads from there to ours.
+ELSEWHERE = {
+    "learning_rate": "optim.lr",
+    "max_grad_norm": "optim.grad_clip",
+    "gradient_clipping": "optim.grad_clip",
+    "lr_scheduler_type": "optim.schedule",
+    "micro_batch_size": "batch.global_batch_packs",
+    "batch_size": "batch.global_batch_packs",
+    "per_device_train_batch_size": "batch.global_batch_packs",
+    "gradient_accumulation_steps": "batch.global_batch_packs",
+    "num_train_epochs": "stop.epochs",
+    "max_steps": "stop.steps",
+    "bf16": "model.precision",
+    "fp16": "model.precision",
+    "dtype": "model.precision",
+    "torch_dtype": "model.precision",
+    "attn_implementation": "model.attention",
+    "gradient_checkpointing": "model.checkpoint_decoder",
+    "max_seq_length": "data.pack_length",
+    "max_length": "data.pack_length",
+    "dataloader_num_workers": "data.workers",
+    "num_workers": "data.workers",
+    "save_steps": "checkpoint.every_steps",
+    "save_total_limit": "checkpoint.keep_last",
+    "eval_steps": "evaluate.every_steps",
+    "logging_steps": "logging.every_steps",
+    "output_dir": "run.folder",
+    "lora_r": "tune.lora.rank",
+    "lora_alpha": "tune.lora.alpha",
+    "target_modules": "tune.lora.parts",
+    "use_lora": "tune.method",
+    "report_to": "wandb.mode",
+}
 
 
 def nearest(key: str, keys: Sequence[str]) -> str | None:
@@ -75,7 +121,7 @@ def nearest(key: str, keys: Sequence[str]) -> str | None:
 
 def unknown_key(key: str, where: str) -> str:
     """One line about a key that does not exist."""
-    near = nearest(key, [*known_keys(), *Config.model_fields])
+    near = ELSEWHERE.get(key.rsplit(".", 1)[-1]) or nearest(key, [*known_keys(), *Config.model_fields])
     hint = f"did you mean '{near}'?" if near else f"the sections are {', '.join(Config.model_fields)}"
     return f"{where}: unknown key '{key}'; {hint}"
 
@@ -84,7 +130,8 @@ def explain(error: ValidationError, values: Mapping[str, Any], where: str) -> st
     """All that pydantic found, a line each: key, what was found, what is allowed."""
     lines = []
     for found in error.errors():
-        path = [str(part) for part in found["loc"]]
+        # Of a value that may be one of several kinds, pydantic names each kind as if it were a key.
+        path = [str(part) for part in found["loc"] if part not in KINDS and "[" not in str(part)]
         key = ".".join(path)
         if found["type"] == "extra_forbidden":
             lines.append(unknown_key(key, where))

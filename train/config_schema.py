@@ -13,7 +13,7 @@ NotNegative = Annotated[int, Field(ge=0)]
 class Section(BaseModel):
     """A group of keys; unknown keys and values of another type are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class RunSection(Section):

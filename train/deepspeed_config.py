@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,12 +130,21 @@ def removed_key(key: str) -> str | None:
 def parse(path: Path) -> dict[str, Any]:
     """The JSON object in a file, without "auto" values; raises ConfigError with line and column where it is none."""
     try:
-        values = json.loads(path.read_text())
+        values = json.loads(path.read_text(), object_pairs_hook=partial(once, path))
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}:{error.lineno}:{error.colno}: not JSON ({error.msg}); mend that line") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected a JSON object, found {type(values).__name__}")
     return set_values(values) or {}
+
+
+def once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a JSON; raises ConfigError for a key that stands in it twice, of which json keeps the last."""
+    names = [name for name, _ in pairs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"{path}: '{twice[0]}' stands twice in one object; keep the one that is meant")
+    return dict(pairs)
 
 
 def check_zero(path: Path, zero: Mapping[str, Any]) -> None:

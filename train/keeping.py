@@ -17,8 +17,9 @@ SPARE_BYTES = 32 * 2**20
 
 
 def found(run: Path) -> list[Path]:
-    """All checkpoint folders of a run, oldest first; whole or not."""
-    return sorted((Path(run) / "checkpoints").glob("step-[0-9]*"), key=step_of)
+    """All checkpoint folders of a run, oldest first; whole or not. What a person renamed is none."""
+    folders = (Path(run) / "checkpoints").glob("step-[0-9]*")
+    return sorted((one for one in folders if one.name[5:].isdecimal()), key=step_of)
 
 
 def step_of(folder: Path) -> int:

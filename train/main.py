@@ -20,11 +20,13 @@ if __name__ == "__main__" and not __package__:
 
 import argparse
 import importlib.util
+import math
 import os
 import socket
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 
 from data.schema import UserError
@@ -38,6 +40,15 @@ from train.rank_log import RankLog, ending_of
 from train.runs import HeldError, RunFolder
 
 USER_ERROR = 2
+
+
+def positive(text: str, kind: type[int] | type[float] = int) -> float:
+    """A number above zero, for argparse."""
+    with suppress(ValueError):
+        number = kind(text)
+        if 0 < number < math.inf:
+            return number
+    raise argparse.ArgumentTypeError(f"{text!r} is no {'whole ' if kind is int else ''}number above zero")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -62,14 +73,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="print settings, memory, what fits, what would be trained and how long; needs no GPU",
     )
-    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="machines of the dry run (default: 1)")
-    parser.add_argument("--gpus", type=int, default=8, metavar="G", help="GPUs of each of them (default: 8)")
+    parser.add_argument("--nodes", type=positive, default=1, metavar="N", help="machines of the dry run (default: 1)")
+    parser.add_argument("--gpus", type=positive, default=8, metavar="G", help="GPUs of each of them (default: 8)")
     parser.add_argument(
         "--gpu-memory", default="80GiB", metavar="SIZE", help="memory of each GPU, as 80GiB or 24GB (default: 80GiB)"
     )
     parser.add_argument(
         "--rate",
-        type=float,
+        type=partial(positive, kind=float),
         metavar="TOKENS",
         help="tokens a second, of all ranks together, to count the dry run's hours by (default: this run's, so far)",
     )

@@ -67,3 +67,12 @@ def test_without_shards_it_says_the_memory_of_the_published_model_and_what_is_mi
     assert "parameters: 4,146,621,440, of which " in text
     assert "it does not fit: " in text
     assert " lora_24gb " in text.replace("*", " ")
+
+
+@pytest.mark.parametrize("option", ["--nodes", "--gpus", "--rate"])
+@pytest.mark.parametrize("value", ["0", "-1", "many"])
+def test_a_machine_of_nothing_is_refused(capsys: pytest.CaptureFixture[str], option: str, value: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--dry-run", option, value])
+    assert ended.value.code == 2
+    assert f"argument {option}: '{value}' is no" in capsys.readouterr().err

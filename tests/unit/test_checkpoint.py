@@ -91,6 +91,13 @@ def test_the_newest_whole_one_is_chosen_and_each_other_is_named(tmp_path: Path) 
     assert problem(good) is None
 
 
+def test_a_folder_that_a_person_renamed_is_no_checkpoint(tmp_path: Path) -> None:
+    write(tmp_path, 3)
+    write(tmp_path, 6).rename(tmp_path / "checkpoints/step-000006.kept")
+    assert names(tmp_path) == [3]
+    assert newest(tmp_path) == tmp_path / "checkpoints/step-000003"
+
+
 def test_a_checkpoint_of_another_format_is_not_read(tmp_path: Path) -> None:
     folder = write(tmp_path, 1)
     path = folder / "manifest.json"

@@ -49,7 +49,12 @@ def test_numbers_in_scientific_notation_need_no_point(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("optim: {learning_rate: 1.0}", ["mine.yaml", "optim.learning_rate"]),
+        ("optim: {learning_rate: 1.0}", ["mine.yaml", "optim.learning_rate", "did you mean 'optim.lr'?"]),
+        ("batch: {micro_batch_size: 2}", ["did you mean 'batch.global_batch_packs'?"]),
+        ("model: {bf16: true}", ["did you mean 'model.precision'?"]),
+        ("optim:\n  lr: 1.0\n  lr: 2.0\n", ["mine.yaml:3:3", "'lr' stands twice"]),
+        ("optim: {lr: .inf}", ["optim.lr is inf"]),
+        ("data: {shards: []}", ["data.shards is []: List should have at least 1 item"]),
         ("optim: {warm_up_steps: 1}", ["did you mean 'optim.warmup_steps'?"]),
         ("optimizer: {lr: 1.0}", ["did you mean 'optim'?"]),
         ("data: {pack_lenght: 3}", ["did you mean 'data.pack_length'?"]),
@@ -75,6 +80,17 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, text: str, words: list[str
         load(write(tmp_path, text))
     for word in words:
         assert word in str(caught.value)
+
+
+def test_what_other_trainers_say_leads_to_keys_that_there_are() -> None:
+    assert set(config.ELSEWHERE.values()) <= set(config.known_keys())
+
+
+def test_a_key_that_stands_twice_in_a_deepspeed_file_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "twice.json"
+    file.write_text('{"zero_optimization": {"stage": 3}, "zero_optimization": {"stage": 2}}')
+    with pytest.raises(ConfigError, match="'zero_optimization' stands twice"):
+        deepspeed_config.read(load(write(tmp_path, f"deepspeed: {file}\n")))
 
 
 def test_all_wrong_keys_are_named_at_once(tmp_path: Path) -> None:

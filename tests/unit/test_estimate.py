@@ -215,6 +215,8 @@ def test_gpu_memory_is_read_with_its_unit() -> None:
     assert parse_memory("24 GB") == 24 * 10**9
     with pytest.raises(ConfigError, match="--gpu-memory 80: expected a number and a unit"):
         parse_memory("80")
+    with pytest.raises(ConfigError, match="--gpu-memory 0GiB"):
+        parse_memory("0GiB")
 
 
 def test_where_it_does_not_fit_changes_are_named_with_what_they_make_of_it() -> None:

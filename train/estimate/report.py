@@ -46,7 +46,7 @@ class Machine:
 def parse_memory(text: str) -> int:
     """Bytes of a text like "80GiB", "24GB"; raises ConfigError for another."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(GiB|GB|MiB|MB)", text.strip())
-    if not found:
+    if not found or not float(found[1]):
         raise ConfigError(f"--gpu-memory {text}: expected a number and a unit, for example 80GiB or 24GB")
     return int(float(found[1]) * UNITS[found[2]])
 
