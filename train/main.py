@@ -184,6 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not isinstance(error, HeldError):  # then the record is of the job that holds the run
             log.finish(ending_of(error), str(error) if mendable else f"{type(error).__name__}: {error}")
         run.set_failed(str(error) if mendable else f"rank {world.rank}: {type(error).__name__}: {error}")
+        if not mendable and not place.speaks:  # a fault of this rank alone stands nowhere else
+            log.note("".join(traceback.format_exception(error)))
         tell(place, error)
         end_at_once(USER_ERROR if mendable else 1)
     return 1

@@ -92,6 +92,12 @@ class RankLog:
         with suppress(OSError):  # was told at the start, or the run's own files say it
             self._write()
 
+    def note(self, text: str) -> None:
+        """Put into the log of one of several ranks what it does not print."""
+        if self._ranks > 1:
+            with suppress(OSError), self._path(self._end.rank, ".log").open("a") as file:
+                file.write(text)
+
     def _write(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         write_whole(self._path(self._end.rank, ".json"), (json.dumps(asdict(self._end)) + "\n").encode())

@@ -8,7 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from train.rank_log import RankEnd, error_lines, first_error, read_ends
+from train.distributed import Place
+from train.rank_log import RankEnd, RankLog, error_lines, first_error, read_ends
 
 PRINTS = """
 import os, sys, time
@@ -51,6 +52,12 @@ def test_a_killed_rank_has_its_last_lines_in_the_log(tmp_path: Path) -> None:
     while "an error" not in (tmp_path / "logs/rank-00001.log").read_text() and time.monotonic() < until:
         time.sleep(0.05)
     assert "of a program of its own" in (tmp_path / "logs/rank-00001.log").read_text()
+
+
+def test_what_a_rank_does_not_print_can_stand_in_its_log(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    RankLog(tmp_path, Place(rank=1, local_rank=1, world_size=2, local_world_size=2)).note("Traceback …\n")
+    assert (tmp_path / "logs/rank-00001.log").read_text() == "Traceback …\n"
 
 
 def test_the_rank_that_failed_is_shown_before_those_that_ended_because_of_it() -> None:
