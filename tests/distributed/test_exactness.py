@@ -93,15 +93,23 @@ def test_every_way_on_one_to_four_ranks_computes_the_same(folder: Path, tmp_path
         for stage in (3, 2)
         for packed in (True, False)
     ]
-    ways.append(Way(checkpointing=True))
+    ways += [Way(checkpointing=True), *(Way(method=method, resumed=True) for method in ("full", "lora"))]
     found = {ranks: trained(folder, tmp_path / str(ranks), ranks, ways) for ranks in (1, 2, 3, 4)}
-    print("\n| way | ranks | first loss | first gradient | losses of 20 steps |\n|---|---|---|---|---|")
+    print("\n| training | ranks × packs a rank | first loss | first gradient | losses of 20 steps |")
+    print("|---|---|---|---|---|")
     for way in ways:
         reference = found[1][f"{way.method}-zero3-packed"]
         for ranks in found:
             off = differences(found[ranks][way.name], reference)
-            print(f"| {way.name.replace('-', ', ')} | {ranks} | {off[0]:.1e} | {off[1]:.1e} | {off[2]:.1e} |")
+            packs = -(-len(global_batch(0, way.packed)) // ranks)
+            sizes = " | ".join(f"{one:.1e}" if one else "0" for one in off)
+            print(f"| {way.name.replace('-', ', ')} | {ranks} × {packs} | {sizes} |")
             assert_exact(off)
+    for method in ("full", "lora"):
+        for ranks in found:
+            straight, resumed = (found[ranks][f"{method}-zero3-packed{more}"] for more in ("", "-resumed"))
+            assert straight.losses == resumed.losses
+            assert all(value.equal(resumed.weights[name]) for name, value in straight.weights.items())
 
 
 def plain_loop(folder: Path, way: Way) -> dict[str, torch.Tensor]:

@@ -30,6 +30,8 @@ class Way:
     stage: int = 3
     packed: bool = True
     checkpointing: bool = False
+    resumed: bool = False
+    """Half of the steps by one engine, the others by a new one that loads the first one's checkpoint."""
     steps: int = 20
     rate: float = RATE
 
@@ -37,7 +39,8 @@ class Way:
     def name(self) -> str:
         """As a folder and in tables."""
         parts = [self.method, f"zero{self.stage}", "packed" if self.packed else "alone"]
-        return "-".join([*parts, "checkpointing"] if self.checkpointing else parts)
+        more = [name for name in ("checkpointing", "resumed") if getattr(self, name)]
+        return "-".join([*parts, *more])
 
     def config(self) -> Config:
         """The run's settings."""
@@ -104,19 +107,26 @@ def train(way: Way, folder: Path, out: Path, world: World) -> dict[str, Any]:
     composed = compose(config, read(config), world.size)
     import torch
 
-    torch.manual_seed(0)  # LoRA's first values
-    engine = Engine(load_model(config, folder, composed, world), config, composed, world)
+    def engine_of() -> Engine:
+        torch.manual_seed(0)  # LoRA's first values
+        return Engine(load_model(config, folder, composed, world), config, composed, world)
+
+    engine = engine_of()
     saver = Saver(out, world, background=False, heart=Heart(world, out, 1.0))
     losses, norms = [], []
+    half = way.steps // 2 - 1 if way.resumed else -1
     for step in range(way.steps):
         batches, labels = dealt(step, way.packed, world)
         sums = [float(engine.train_pack(batch, step, backward_scale(world.size, labels))) for batch in batches]
         norms.append(engine.step(way.rate))
         losses.append(mean_loss(world.gather_floats(sums), labels))
-        if step in (0, way.steps - 1):
+        if step in (0, half, way.steps - 1):
             manifest = engine.manifest(step=step + 1, plan="", base={}, validation=None)
             saver.begin(manifest, engine.slices(), engine.checkpoint_bytes())
-            saver.settle()
+            saved = saver.settle()
+            if step == half:
+                engine = engine_of()
+                engine.load(saved.folder)
     return {"losses": losses, "norms": norms}
 
 
