@@ -305,6 +305,7 @@ def test_files_that_cannot_be_written_end_no_training_and_are_named(bench: Bench
         "sleep",
         pytest.param("stop", marks=pytest.mark.soak),
         pytest.param("sleep in data", marks=pytest.mark.soak),
+        pytest.param("sleep in save", marks=pytest.mark.soak),
     ],
 )
 def test_a_rank_that_hangs_is_named_and_all_end_with_their_stacks(bench: Bench, kind: str) -> None:
@@ -315,7 +316,7 @@ def test_a_rank_that_hangs_is_named_and_all_end_with_their_stacks(bench: Bench, 
     ended = subprocess.run(
         command,
         cwd=ROOT,
-        env=environment(FAULT=json.dumps({"kind": kind, "steps": [3], "rank": 1})),
+        env=environment(FAULT=json.dumps({"kind": kind, "steps": [3], "saves": [1], "rank": 1})),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -327,7 +328,9 @@ def test_a_rank_that_hangs_is_named_and_all_end_with_their_stacks(bench: Bench, 
     first = reason.splitlines()[0]
     assert first.startswith("stalled: rank 1 on ")
     assert "rank 0" not in first
-    assert f"in '{'data' if kind == 'sleep in data' else 'forward'}' of step 3" in first
+    # A writer holds training up from the next save on: that of step 4.
+    where = {"sleep in data": "'data' of step 3", "sleep in save": "'save' of step 4"}.get(kind, "'forward' of step 3")
+    assert f"in {where}" in first
     assert reason in ended.stdout
     stacks = sorted(path.name for path in (bench.runs / name / "stacks").iterdir())
     # A stopped process writes nothing: the launcher ends it.

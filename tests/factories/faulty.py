@@ -59,7 +59,7 @@ def put(fault: dict[str, Any]) -> None:
         Engine.train_pack = in_train_pack(kind, hits)  # type: ignore[method-assign,assignment]
     elif kind == "no room":
         keeping.shutil.disk_usage = no_room(fault["saves"])  # type: ignore[attr-defined,assignment]
-    elif kind in ("full", "bug", "signal in save"):
+    elif kind in ("full", "bug", "signal in save") or (kind == "sleep in save" and here):
         saving.write_slices = in_writer(kind, fault)  # type: ignore[assignment]
     elif kind == "signal in evaluation" and here:
         Engine.measure_pack = in_evaluation(fault)  # type: ignore[method-assign,assignment]
@@ -100,7 +100,7 @@ def in_train_pack(kind: str, hits: Any) -> Any:
 
 
 def in_writer(kind: str, fault: dict[str, Any]) -> Any:
-    """A writer of slices that fails at the saves numbered `saves`, from 1, or sends this process a signal."""
+    """A writer of slices that fails or hangs at the saves numbered `saves`, from 1, or sends this process a signal."""
     calls = 0
 
     def write_slices(*arguments: Any) -> Any:
@@ -111,6 +111,8 @@ def in_writer(kind: str, fault: dict[str, Any]) -> Any:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if kind == "bug":
                 raise RuntimeError("a bug in the writer")
+            if kind == "sleep in save":
+                time.sleep(3600)
             os.kill(os.getpid(), NAMES[fault["signal"]])
             time.sleep(0.5)
         return PLACES["write_slices"](*arguments)
