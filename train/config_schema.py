@@ -188,6 +188,13 @@ class EvaluateSection(Section):
     """Steps between two measurements of the validation loss; 0: only at the end."""
     packs: Positive | None = None
     """Most packs measured; none: the whole split."""
+    answers: NotNegative = 0
+    """Samples of the validation split, its first ones, that the model answers at each measurement; 0: none. Their
+    scores stand with the loss. Weights are then whole on each GPU for a while."""
+    answer_tokens: Positive = 96
+    """Most tokens of an answer."""
+    answer_batch: Positive = 8
+    """Samples that a rank answers at once."""
 
 
 class CheckpointSection(Section):

@@ -73,7 +73,14 @@ def train_line(record: Mapping[str, Any]) -> str:
 def validation_line(record: Mapping[str, Any]) -> str:
     """A measurement on one line."""
     loss = "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
+    answers = record.get("answers")
+    scored = ""
+    if answers and "problem" in answers:
+        scored = f"\n  no answers: {answers['problem']}"
+    elif answers:
+        scores = (f"{key} {value:.3g}" for key, value in answers.items() if "/" in key and value is not None)
+        scored = f"\n  {answers['samples']} answers, {answers['unreadable']} unreadable: {', '.join(scores)}"
     return (
         f"step {record['step']}  validation loss {loss} over {record['label_tokens']:,} tokens of "
-        f"{record['samples']:,} samples  {record['time']['seconds']:.1f} s"
+        f"{record['samples']:,} samples  {record['time']['seconds']:.1f} s{scored}"
     )

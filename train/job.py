@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data.whole import write_whole
+from train.asking import open_asking
 from train.checkpoint import CheckpointError, Manifest, fingerprint_model
 from train.checkpointing import Checkpoints
 from train.config import ConfigError
@@ -229,6 +230,11 @@ def work(
             f"stop.patience: the shards have no split '{config.data.validation}' to measure a loss on; set "
             "data.validation, or take stop.patience out"
         )
+    if config.evaluate.answers and validation is None:
+        raise ConfigError(
+            f"evaluate.answers: the shards have no split '{config.data.validation}' to ask about; set data.validation, "
+            "or evaluate.answers to 0"
+        )
     end = world.from_first(lambda: last_step(plan, config.stop))
     total = end.steps
     stopping = Stopping(config.stop, world.from_first(lambda: Manifest.load(start).stopping if start else None))
@@ -288,6 +294,7 @@ def work(
             plan=plan,
             loader=loader,
             validation=validation,
+            asking=open_asking(config, folder, geometry, engine, world),
             console=console,
             report=report,
             preemption=preemption,

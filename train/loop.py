@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data.schema import UserError
+from train.asking import Asking
 from train.checkpointing import Checkpoints
 from train.config_schema import Config
 from train.console import Console, train_line, validation_line
@@ -44,6 +45,8 @@ class Training:
     plan: Plan
     loader: Loader
     validation: Validation | None
+    asking: Asking | None
+    """What the model is asked where the validation loss is measured."""
     console: Console
     report: Report
     preemption: Preemption
@@ -250,6 +253,13 @@ class Training:
         if found is None:
             return False
         record = {"step": self.done, "kind": "validation", **found}
+        if self.asking is not None:
+            answers = self.asking.ask(lambda: self.preemption.asked is not None, self.heart)
+            if answers is None:
+                return False
+            record["time"]["answers_s"] = answers.seconds
+            record["answers"] = answers.numbers
+            self.report.answers(self.done, answers)
         self.report.line(record)
         self.report.say(validation_line(record))
         self.measured = found["loss"]

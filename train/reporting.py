@@ -2,13 +2,17 @@
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data.whole import write_whole
+from train.asking import Answers
 from train.console import Console
 from train.lines import LineFile
 from train.runs import RunFolder, State
+from train.score.fields import write_predictions
+from train.score.upload import answers_table
 from train.tracking import Tracker
 
 
@@ -28,9 +32,24 @@ class Report:
         if self._lines is not None:
             self._lines.add(record)
         if self._tracker is not None:
-            flat = {f"{record['kind']}/{key}": value for key, value in record.items() if isinstance(value, int | float)}
+            every = {**record, **{f"answers/{key}": value for key, value in record.get("answers", {}).items()}}
+            flat = {f"{record['kind']}/{key}": value for key, value in every.items() if isinstance(value, int | float)}
             times = {f"time/{record['kind']}_{key}": value for key, value in record["time"].items()}
             self._tracker.log(record["step"], flat | times)
+
+    def answers(self, step: int, found: Answers) -> None:
+        """Keep what was answered at a step in the run's folder, and show pictures, truths and answers at W&B."""
+        if not self._console.speaks or not found.predictions:
+            return
+        path = self._run.path / "answers" / f"step-{step:06d}.jsonl"
+
+        def write() -> None:
+            path.parent.mkdir(exist_ok=True)
+            write_predictions(path, found.predictions)
+
+        self._try(path, write)
+        if self._tracker is not None:
+            self._tracker.table(step, "validation/predictions", partial(answers_table, found.fields, found.shown))
 
     def status(self, state: State, *, step: int, steps: int, checkpoint: Path | None, reason: str) -> None:
         """Replace status.json."""

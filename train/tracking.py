@@ -4,7 +4,7 @@ import json
 import netrc
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -116,6 +116,17 @@ class Tracker:
             return
         try:
             self.run.log(dict(values), step=step)
+        except Exception as error:
+            self.give_up(error)
+
+    def table(self, step: int, name: str, make: Callable[[], Any]) -> None:
+        """Add a wandb.Table of a step."""
+        if self.run is None:
+            return
+        # Its pictures wait in the run's folder to be sent, so that it can be moved and synced from anywhere.
+        os.environ.setdefault("WANDB_DATA_DIR", str((self.folder / "wandb").absolute()))
+        try:
+            self.run.log({name: make()}, step=step)
         except Exception as error:
             self.give_up(error)
 

@@ -5,20 +5,41 @@ parameters) it does what DeepSpeed's step does; checked against 0.19.8, which is
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import deepspeed
 import torch
 from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 
 from train.checkpoint import KINDS, Reader, Slice
 
 MOMENTS = KINDS[1:]
+HELD = -1
+"""Stands among the modules that are using a parameter (whose numbers begin at 0), so that none lets go of it."""
 Named = Sequence[tuple[str, Any]]  # parameters, with what DeepSpeed adds to them
 
 
 def trained_parameters(module: torch.nn.Module) -> Named:
     """(name, parameter) of all that the optimizer changes, in the model's order."""
     return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+
+
+@contextmanager
+def gathered(module: torch.nn.Module) -> Iterator[None]:
+    """All weights whole on each rank meanwhile, so that passes one after the other gather nothing; collective.
+
+    Without partitioning (ZeRO-2) nothing happens. Nobody may change a weight, or run backward, in here.
+    """
+    parameters: list[Any] = [one for one in module.parameters() if hasattr(one, "ds_id")]
+    with deepspeed.zero.GatheredParameters([one for one in parameters if not one.ds_persist]):
+        for one in parameters:
+            one.ds_active_sub_modules.add(HELD)
+        try:
+            yield
+        finally:
+            for one in parameters:
+                one.ds_active_sub_modules.discard(HELD)
 
 
 def full_shape(parameter: torch.nn.Parameter) -> list[int]:

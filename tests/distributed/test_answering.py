@@ -109,15 +109,22 @@ def test_two_ranks_say_what_one_process_says(
     assert ranks[1]["second"] == []
     alone = [answerer.answer([prompt])[0].logprob for prompt in prompts]
     assert ranks[0]["logprobs"] + ranks[1]["logprobs"] == pytest.approx(alone, abs=1e-4)
+    # Gathered once, the weights stay where they are until the last answer, and are let go of then.
+    for rank in ranks:
+        assert rank["gathered"] == ranks[0]["gathered"]
+        assert rank["moved"] == []
+        assert rank["left whole"] == []
+    assert ranks[0]["gathered"] == said[2:3]
     # Training goes on as if nothing had been asked.
     for rank in ranks:
-        assert rank["losses"][1] == pytest.approx(rank["losses"][0], rel=1e-6)
+        assert rank["losses"][1:] == pytest.approx(rank["losses"][:1] * 2, rel=1e-6)
         assert rank["training"]
 
 
 def main() -> None:
     """On each rank: answer between two steps that change no weight, and so must find the same loss."""
     from train.engine import Engine, load_model
+    from train.zero_state import gathered
 
     folder, out, stops = sys.argv[1:]
     world = join()
@@ -131,7 +138,18 @@ def main() -> None:
     losses = [step(engine)]
     second = answerer.answer_all(prompts[2:3] if world.first else [], BATCH)
     losses.append(step(engine))
+    names = [name for name, one in model.named_parameters() if not one.ds_persist]
+    assert names
+    with gathered(model):
+        places = {name: one.data_ptr() for name, one in model.named_parameters()}
+        third = answerer.answer_all(prompts[2:3], BATCH)
+        moved = [name for name, one in model.named_parameters() if one.data_ptr() != places[name]]
+    whole = [name for name, one in model.named_parameters() if name in names and one.numel() == one.ds_numel]
+    losses.append(step(engine))
     found = {
+        "gathered": [answer.text for answer in third],
+        "moved": moved,
+        "left whole": whole,
         "first": [answer.text for answer in first],
         "second": [answer.text for answer in second],
         "logprobs": [answer.logprob for answer in first],

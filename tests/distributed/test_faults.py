@@ -21,7 +21,11 @@ QUICK = (
     "deepspeed=ds_configs/zero2.json",
     "optim.grad_clip=0.0",
 )
-MEASURED = (*QUICK, "data.validation=validation", "evaluate.every_steps=2")
+MEASURED = (
+    *QUICK,
+    "data.validation=validation",
+    "evaluate={every_steps: 2, answers: 3, answer_tokens: 8, answer_batch: 2}",
+)
 # At such a rate no evaluation after the first finds a lower loss.
 IMPATIENT = (*MEASURED, "stop.patience=2", "stop.steps=20", "optim.lr=3.0", "optim.warmup_steps=0")
 # Grows at each step from 2 ** 10, until the gradient overflows.
@@ -41,6 +45,7 @@ CASES: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("saving", {"kind": "signal in save", "signal": "SIGUSR1", "saves": [1]}, QUICK),
     ("quiet", {}, MEASURED),
     ("metrics", {}, MEASURED),
+    ("wordless", {"kind": "nan answers"}, MEASURED),
     ("impatient", {"kind": "signal in save", "signal": "SIGTERM", "saves": [1]}, IMPATIENT),
     ("impatient", {}, IMPATIENT),
     ("impatient done", {}, (*IMPATIENT, "run.name=fault-impatient")),
@@ -199,9 +204,21 @@ def test_measuring_and_a_save_that_failed_change_nothing_of_the_training(
 ) -> None:
     assert outcomes["quiet"].code == outcomes["no room"].code == 0
     measured, bare = bench.lines("fault-quiet"), bench.lines("fault-no-room")
-    assert len(bench.lines("fault-quiet", "validation")) == 3
+    assert [line["answers"]["samples"] for line in bench.lines("fault-quiet", "validation")] == [3] * 3
+    said = [path.read_text() for path in sorted((bench.runs / "fault-quiet/answers").iterdir())]
+    assert [len(text.splitlines()) for text in said] == [3] * 3
     assert not bench.lines("fault-no-room", "validation")
     assert list(map(numbers, measured)) == list(map(numbers, bare))
+
+
+def test_a_model_that_cannot_answer_is_told_and_trains_on(bench: Bench, outcomes: dict[str, Outcome]) -> None:
+    outcome = outcomes["wordless"]
+    assert outcome.code == 0, outcome.output
+    assert outcome.output.count("no answers: the model computes NaN") == 3
+    (one, *_) = bench.lines("fault-wordless", "validation")
+    assert (one["answers"]["samples"], "category/accuracy" in one["answers"]) == (0, False)
+    assert not (bench.runs / "fault-wordless/answers").exists()
+    assert list(map(numbers, bench.lines("fault-wordless"))) == list(map(numbers, bench.lines("fault-quiet")))
 
 
 def test_a_signal_in_a_save_is_answered_once_that_save_is_whole(bench: Bench, outcomes: dict[str, Outcome]) -> None:

@@ -20,6 +20,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from train import keeping, main, saving
+from train.answering import Answerer
 from train.engine import Engine
 from train.loop import Training
 from train.runs import RunFolder
@@ -29,6 +30,7 @@ PLACES = {
     "train_pack": Engine.train_pack,
     "measure_pack": Engine.measure_pack,
     "next_batches": Training.next_batches,
+    "generate": Answerer._generate,
     "write_slices": saving.write_slices,
     "is_fp16_supported": get_accelerator().is_fp16_supported,
 }
@@ -45,6 +47,7 @@ def put(fault: dict[str, Any]) -> None:
     get_accelerator().is_fp16_supported = PLACES["is_fp16_supported"] if half is None else lambda: half
     Engine.train_pack = PLACES["train_pack"]  # type: ignore[method-assign,assignment]
     Engine.measure_pack = PLACES["measure_pack"]  # type: ignore[method-assign,assignment]
+    Answerer._generate = PLACES["generate"]  # type: ignore[method-assign,assignment]
     Training.next_batches = PLACES["next_batches"]  # type: ignore[method-assign,assignment]
     saving.write_slices = PLACES["write_slices"]  # type: ignore[assignment]
     keeping.shutil.disk_usage = USAGE  # type: ignore[attr-defined]
@@ -63,6 +66,8 @@ def put(fault: dict[str, Any]) -> None:
         saving.write_slices = in_writer(kind, fault)  # type: ignore[assignment]
     elif kind == "signal in evaluation" and here:
         Engine.measure_pack = in_evaluation(fault)  # type: ignore[method-assign,assignment]
+    elif kind == "nan answers":
+        Answerer._generate = nan_answers  # type: ignore[method-assign]
     elif kind == "sleep in data":
         Training.next_batches = in_data(hits)  # type: ignore[method-assign,assignment]
 
@@ -144,6 +149,12 @@ def in_evaluation(fault: dict[str, Any]) -> Any:
         return PLACES["measure_pack"](self, batch)
 
     return measure_pack
+
+
+def nan_answers(self: Answerer, prompts: Any) -> Any:
+    """Generation by a model that computes NaN."""
+    tokens, logprobs = PLACES["generate"](self, prompts)
+    return tokens, logprobs * float("nan")
 
 
 def in_data(hits: Any) -> Any:

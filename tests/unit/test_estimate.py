@@ -12,13 +12,14 @@ import torch
 from tests.factories.allocations import Allocations
 from tests.factories.published_tensors import published_tensors
 from tests.factories.small_models import pack, sample, small_model
+from train import questions
 from train.config import ConfigError, load, validate
 from train.config_schema import LoraSection
 from train.deepspeed_config import read
 from train.estimate.events import Pass
 from train.estimate.gathering import Gathering
 from train.estimate.loads import usual_load
-from train.estimate.memory import estimate
+from train.estimate.memory import MOST_TOKENS, estimate
 from train.estimate.report import Machine, advice_lines, fitting_lines, parse_memory
 from train.estimate.setup import PackLoad, Setup, Zero
 from train.estimate.sizes import PUBLISHED, ModelSizes, tensors
@@ -241,3 +242,17 @@ def test_every_recipe_is_shown_with_every_deepspeed_file_that_it_can_have() -> N
 def test_the_page_has_the_tables_that_are_computed_now(root: Path) -> None:
     text = (root / "docs/memory.md").read_text(encoding="utf-8")
     assert runpy.run_path(str(root / "docs/make_memory.py"))["page"](text) == text, "run: python docs/make_memory.py"
+
+
+def test_answers_while_training_take_all_weights_and_their_tokens_keys_and_values() -> None:
+    assert MOST_TOKENS == questions.MOST_TOKENS
+    config = load(CONFIGS / "full_8x80gb.yaml", ["evaluate.answers=64", "evaluate.answer_batch=4"])
+    packs = usual_load(config, PUBLISHED, 4)
+    setup = Setup.of(config, read(config), PUBLISHED, ranks=8)
+    found = estimate(setup, packs).device
+    assert "answers" not in estimate(replace(setup, answer_batch=0), packs).device
+    weights = 2 * sum(tensor.numel for tensor in setup.all_tensors())
+    assert found["answers"].bytes["deepspeed"] == pytest.approx(weights, rel=0.05)
+    # Keys and values of 4 samples, 32 layers and one layer's copy, 3,072 numbers each in two bytes.
+    tokens = 4 * (packs.longest + 96)
+    assert found["answers"].bytes["activations"] == 2 * 3072 * 2 * 33 * tokens

@@ -2,13 +2,21 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
-from tests.factories.wandb_record import ended_record, records
+from tests.factories.wandb_record import artifact_files, ended_record, records
+from train.asking import Answers
 from train.config_schema import WandbSection
+from train.console import Console
+from train.reporting import Report
+from train.runs import RunFolder
+from train.score.fields import Prediction, read_predictions
+from train.score.report import Shown, thumbnail
 from train.tracking import BASE, Tracker, choose_mode, gain_over_base, said_of
 
 CASES = [
@@ -132,6 +140,41 @@ def test_the_best_model_is_an_artifact_of_an_offline_run(
     staged = [file for file in (home / "data").rglob("*") if file.is_file()]
     assert any(file.read_bytes() == b"weights" for file in staged) == (most_gb > 0)
     assert ((run / "checkpoints/step-000020/rank-00000.safetensors").as_uri().encode() in record) == (most_gb == 0)
+
+
+def test_answers_of_a_step_stand_in_the_run_and_in_a_table_of_an_offline_record(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.delenv("WANDB_DATA_DIR", raising=False)
+    run = RunFolder(home / "spring")
+    run.path.mkdir()
+    said = Prediction(key="k-1", answer="It is red.", fields={"colour": "red"}, logprob=-0.5)
+    shown = Shown(
+        key=said.key,
+        thumbnails=(thumbnail(Image.new("RGB", (8, 8), "red")),),
+        truths={"colour": "blue"},
+        predicted=said.fields,
+        answer=said.answer,
+        logprob=said.logprob,
+    )
+    bare = replace(shown, key="k-2", thumbnails=())
+    tracker = Tracker(WandbSection(mode="offline"), run.path, "spring", {})
+    report = Report(run, Console(True), tracker)
+    found = Answers(numbers={}, seconds=1.0, predictions=[said], shown=[shown, bare], fields={"colour": "category"})
+    report.answers(7, found)
+    assert tracker.run is not None
+    tracker.finish()
+    assert read_predictions(run.path / "answers/step-000007.jsonl") == [said]
+    record = ended_record(run.path)
+    assert b"validation/predictions" in offline_record(run.path)
+    tables = [file for name, file in artifact_files(record).items() if name.endswith(".table.json")]
+    table = json.loads(tables[0].read_text())
+    assert table["columns"][:3] == ["key", "picture", "answer"]
+    first, second = table["data"]
+    assert (first[0], first[2], first[4:]) == ("k-1", "It is red.", ["blue", "red", False])
+    assert first[1]["_type"] == "image-file"
+    assert (second[0], second[1]) == ("k-2", None)
 
 
 def test_a_run_without_a_best_checkpoint_has_no_artifact(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

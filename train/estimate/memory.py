@@ -12,6 +12,8 @@ from train.estimate.sizes import Tensor, numel
 
 KINDS = ("weights", "gradients", "optimizer", "activations", "logits", "crops", "deepspeed")
 """deepspeed: gathered parameters, and buffers for gathering and reducing."""
+MOST_TOKENS = 24_576
+"""Of prompts that are answered at once, as in train.questions, which needs torch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +59,7 @@ class Estimate:
     """What a rank needs."""
 
     device: dict[str, Peak]
-    """The peaks of start, packs and step."""
+    """The peaks of start, packs, answers where there are any, and step."""
     host: int
     """Bytes of the host's memory a rank: offloaded states, checkpointed inputs, the copy that is written as a save."""
 
@@ -116,6 +118,9 @@ class Rank:
         self.ledger.moment = "passes"
         for number in range(2):
             self.one_pass(first=number == 0)
+        if self.setup.answer_batch:
+            self.ledger.moment = "answers"
+            self.answer()
         self.ledger.moment = "step"
         self.step()
         return Estimate(device=self.ledger.peaks, host=int(self.host) + self.kept_on_host() + self.copied())
@@ -264,6 +269,16 @@ class Rank:
             self.ledger.add("gradients", value * self.owned)
         self.bucket = self.bundled = self.large = 0
         self.filling = (self.filling + 1) % len(self.buckets)
+
+    def answer(self) -> None:
+        """Prompts answered between two steps: all weights whole (zero_state.gathered), and the keys and values of each
+        token, a layer's twice while they grow by one."""
+        setup, sizes = self.setup, self.setup.sizes
+        whole = sum(tensor.numel for tensor in self.tensors if tensor.numel > self.zero.persistence)
+        rows = max(1, min(setup.answer_batch, MOST_TOKENS // max(self.load.longest, 1)))
+        tokens = rows * (self.load.longest + setup.answer_tokens)
+        cache = 2 * sizes.kv_heads * sizes.head_dim * tokens * (sizes.layers + 1)
+        self.ledger.need(deepspeed=self.value * whole * self.gathers, activations=self.value * cache)
 
     def step(self) -> None:
         """Gradients in fp32, Adam, the new weights."""

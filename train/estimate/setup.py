@@ -97,6 +97,10 @@ class Setup:
     checkpoint_offload: bool = False
     copies_saves: bool = True
     """Checkpoints are written from a copy in the host's memory (`checkpoint.background`)."""
+    answer_batch: int = 0
+    """Samples that a rank answers at once where the validation loss is measured (`evaluate.answers`); 0: none."""
+    answer_tokens: int = 0
+    """Most tokens of an answer."""
     on_cpu: bool = False
     """Ranks on the CPU over gloo, which copies what it sends and where memory counts from its first use."""
 
@@ -122,6 +126,8 @@ class Setup:
             checkpoint_vision=config.model.checkpoint_vision,
             checkpoint_offload=config.model.checkpoint_offload,
             copies_saves=config.checkpoint.background,
+            answer_batch=min(config.evaluate.answer_batch, config.evaluate.answers),
+            answer_tokens=config.evaluate.answer_tokens,
             on_cpu=on_cpu,
         )
 

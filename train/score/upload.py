@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -33,13 +34,7 @@ def upload_table(
     if tracker.run is None:
         return
     try:
-        import wandb
-
-        table = wandb.Table(columns=table_columns(fields))
-        for sample in [one for one in samples if one.thumbnails][:MOST_ROWS]:
-            picture = wandb.Image(_opened(sample), caption=f"{sample.key}: {sample.answer}")
-            first, *rest = table_row(fields, sample)
-            table.add_data(first, picture, *rest)
+        table = answers_table(fields, [one for one in samples if one.thumbnails][:MOST_ROWS])
         for name, value in score_numbers(scores).items():
             tracker.run.summary[name] = value
         tracker.run.log({"evaluation/predictions": table})
@@ -47,6 +42,19 @@ def upload_table(
         tracker.give_up(error)
     tracker.best_model()
     tracker.finish()
+
+
+def answers_table(fields: Mapping[str, str], samples: Sequence[Shown]) -> Any:
+    """A wandb.Table of samples: picture, where there is one, truths and answers."""
+    import wandb
+
+    table = wandb.Table(columns=table_columns(fields))
+    for sample in samples:
+        caption = f"{sample.key}: {sample.answer}"
+        picture = wandb.Image(_opened(sample), caption=caption) if sample.thumbnails else None
+        first, *rest = table_row(fields, sample)
+        table.add_data(first, picture, *rest)
+    return table
 
 
 def table_columns(fields: Mapping[str, str]) -> list[str | int]:
