@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from tests.distributed.conftest import Bench, numbers
+from tests.factories.object_store import object_store
 
 
 def ranks_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
@@ -111,3 +112,24 @@ def test_other_settings_are_refused_with_the_keys_that_differ(bench: Bench, trai
     assert "--run" in ended.stdout
     assert "Traceback" not in ended.stdout
     assert json.dumps(bench.status(name)) == before
+
+
+def test_shards_in_an_object_store_give_the_same_run_also_when_it_is_killed(
+    bench: Bench, trained: Callable[..., str], tmp_path: Path
+) -> None:
+    reference = trained(1)
+    name, cache = "far", tmp_path / "cache"
+    settings = ("data.shards=s3://bucket/shards", f"data.shard_cache={cache}")
+    with object_store() as system:
+        system.put(str(bench.folder / "shards"), "bucket/shards", recursive=True)
+        process = bench.start(1, name, *settings)
+        bench.await_step(name, 8, process)
+        process.kill()
+        process.communicate()
+        ended = bench.train(1, name, *settings)
+    assert ended.returncode == 0, ended.stdout
+    assert "going on from" in ended.stdout
+    assert [numbers(line) for line in bench.lines(name)] == [numbers(line) for line in bench.lines(reference)]
+    validated = [numbers(line) for line in bench.lines(name, "validation")]
+    assert validated == [numbers(line) for line in bench.lines(reference, "validation")]
+    assert sorted(cache.glob("*.tar"))  # whole shards were fetched, not only ranges of them

@@ -11,15 +11,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 from PIL import Image
 
 from data.build import main as build
 from data.shards import iter_samples
 from data.verify import main as verify
+from tests.factories.object_store import object_store
 
-moto = pytest.importorskip("moto.server")
 ROWS = 9
 MAPPING = """
 key: id
@@ -31,33 +30,18 @@ split: {fractions: {train: 0.8, test: 0.2}}
 
 
 @pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A bucket of a server on loopback, with a catalogue in it of which one picture is missing."""
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    settings = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-    system = fsspec.filesystem("s3", skip_instance_cache=True, use_listings_cache=False)
-    system.mkdir("bucket")
-    lines = ["id,image,title"]
-    for number in range(ROWS):
-        out = io.BytesIO()
-        Image.new("RGB", (32, 24 + number % 5), (number * 9, number, 0)).save(out, "PNG")
-        if number != 3:
-            system.pipe_file(f"bucket/in/pictures/{number}.png", out.getvalue())
-        lines.append(f"id-{number},pictures/{number}.png,title {number}")
-    system.pipe_file("bucket/in/rows.csv", "\n".join(lines).encode())
-    yield system
-    server.stop()
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
+def store() -> Iterator[Any]:
+    """A bucket with a catalogue in it of which one picture is missing."""
+    with object_store() as system:
+        lines = ["id,image,title"]
+        for number in range(ROWS):
+            out = io.BytesIO()
+            Image.new("RGB", (32, 24 + number % 5), (number * 9, number, 0)).save(out, "PNG")
+            if number != 3:
+                system.pipe_file(f"bucket/in/pictures/{number}.png", out.getvalue())
+            lines.append(f"id-{number},pictures/{number}.png,title {number}")
+        system.pipe_file("bucket/in/rows.csv", "\n".join(lines).encode())
+        yield system
 
 
 def contents(system: Any, folder: str) -> dict[str, bytes]:
