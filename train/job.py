@@ -1,6 +1,5 @@
 """One training job from the ranks brought together to the last line: run folder, plan, model, loop."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from train.distributed import World
 from train.engine import Engine, load_model, part_sizes
 from train.faults import Skips
 from train.heartbeat import Heart
-from train.keeping import clear_unfinished, found, newest
+from train.keeping import best_known, clear_unfinished, found, newest
 from train.loop import Training
 from train.material import Geometry, cache_folder, find_model, read_geometry, shard_cache, shard_folders
 from train.mixture import Mixture
@@ -196,6 +195,54 @@ def find_fetched(config: Config, world: World) -> Path:
     return folder
 
 
+def check_measured(config: Config, validation: Validation | None) -> None:
+    """Raise ConfigError for what needs a validation split, where the shards have none."""
+    lacks = f"the shards have no split '{config.data.validation}'"
+    if config.stop.patience is not None and validation is None:
+        raise ConfigError(
+            f"stop.patience: {lacks} to measure a loss on; set data.validation, or take stop.patience out"
+        )
+    if config.evaluate.answers and validation is None:
+        raise ConfigError(f"evaluate.answers: {lacks} to ask about; set data.validation, or evaluate.answers to 0")
+
+
+def open_heart(config: Config, run: RunFolder, world: World, ended: Callable[[str], object]) -> Heart:
+    """What notices a rank that stands still."""
+    return Heart(
+        world,
+        run.path / "stacks",
+        60 * config.run.stall_minutes,
+        patient_limits(config),
+        failed=run.set_failed,
+        ended=ended,
+    )
+
+
+def open_checkpoints(
+    config: Config,
+    run: RunFolder,
+    engine: Engine,
+    heart: Heart,
+    report: Report,
+    plan: Plan,
+    base: dict[str, str],
+    start: Path | None,
+) -> Checkpoints:
+    """The run's checkpoints; `start`: the one that it goes on from."""
+    world = engine.world
+    return Checkpoints(
+        settings=config.checkpoint,
+        world=world,
+        engine=engine,
+        saver=Saver(run.checkpoints, world, background=config.checkpoint.background, heart=heart),
+        report=report,
+        plan=plan.spec.fingerprint(),
+        base=base,
+        newest=start,
+        best=world.from_first(lambda: best_known(run.path)),
+    )
+
+
 def work(
     config: Config,
     settings: dict[str, Any],
@@ -225,16 +272,7 @@ def work(
     plan = open_training(config, folder, geometry, world, pinned)
     world.agree(lambda: check_calls(config, settings["zero_optimization"], plan))
     validation = open_validation(config, folder, geometry, world)
-    if config.stop.patience is not None and validation is None:
-        raise ConfigError(
-            f"stop.patience: the shards have no split '{config.data.validation}' to measure a loss on; set "
-            "data.validation, or take stop.patience out"
-        )
-    if config.evaluate.answers and validation is None:
-        raise ConfigError(
-            f"evaluate.answers: the shards have no split '{config.data.validation}' to ask about; set data.validation, "
-            "or evaluate.answers to 0"
-        )
+    check_measured(config, validation)
     end = world.from_first(lambda: last_step(plan, config.stop))
     total = end.steps
     stopping = Stopping(config.stop, world.from_first(lambda: Manifest.load(start).stopping if start else None))
@@ -254,26 +292,9 @@ def work(
     console.say(describe(engine, plan, config, world, end))
     tracker = Tracker(config.wandb, run.path, str(config.run.name), config.model_dump()) if world.first else None
     record = DataRecord(run.path, world, max_bad=config.data.max_bad, step=done)
-    heart = Heart(
-        world,
-        run.path / "stacks",
-        60 * config.run.stall_minutes,
-        patient_limits(config),
-        failed=run.set_failed,
-        ended=ended,
-    )
+    heart = open_heart(config, run, world, ended)
     report = Report(run, console, tracker)
-    checkpoints = Checkpoints(
-        settings=config.checkpoint,
-        world=world,
-        engine=engine,
-        saver=Saver(run.checkpoints, world, background=config.checkpoint.background, heart=heart),
-        report=report,
-        plan=plan.spec.fingerprint(),
-        base=base,
-        newest=start,
-        best=json.loads((run.path / "best.json").read_text()) if (run.path / "best.json").is_file() else {},
-    )
+    checkpoints = open_checkpoints(config, run, engine, heart, report, plan, base, start)
     last = done >= total or early is not None
     skips = Skips(run.path, world, most=config.optim.max_skipped, step=done)
     with Loader(

@@ -1,11 +1,13 @@
 """Which checkpoints a run has, which of them are whole, and which are kept: `python -m train.checkpoint … RUN`."""
 
 import argparse
+import json
 import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from data.schema import UserError
 from train.checkpoint import CheckpointError, Manifest, file_problem, problem
@@ -58,6 +60,24 @@ def best(folders: Sequence[Path], count: int) -> list[Path]:
         if loss is not None:
             measured.append((loss, step_of(folder), folder))
     return [folder for _, _, folder in sorted(measured)[:count]]
+
+
+def best_known(run: Path) -> dict[str, Any]:
+    """step, checkpoint and loss of the checkpoint with the least validation loss so far; empty before the first.
+
+    From best.json; where that is not there or is damaged, from what the checkpoints that are left say of themselves.
+    """
+    path = run / "best.json"
+    try:
+        known = json.loads(path.read_bytes()) if path.is_file() else None
+    except ValueError:
+        known = None
+    if isinstance(known, dict) and (not known or {"step", "checkpoint", "loss"} <= known.keys()):
+        return known
+    for folder in best(found(run), 1):
+        loss = Manifest.load(folder).validation_loss
+        return {"step": step_of(folder), "checkpoint": f"checkpoints/{folder.name}", "loss": loss}
+    return {}
 
 
 def not_kept(folders: Sequence[Path], keep_last: int, keep_best: int) -> list[Path]:

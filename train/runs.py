@@ -162,9 +162,12 @@ class RunFolder:
         self.set_status("running", step=step_of(checkpoint), steps=steps, checkpoint=checkpoint)
 
     def status(self) -> dict[str, Any]:
-        """The newest status, or an empty dictionary before the first."""
-        path = self.path / "status.json"
-        return json.loads(path.read_text()) if path.is_file() else {}
+        """The newest status; empty before the first, and where it is damaged: the next start writes it anew."""
+        try:
+            known = json.loads((self.path / "status.json").read_bytes())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return known if isinstance(known, dict) else {}
 
     def set_status(self, state: State, *, step: int, steps: int, checkpoint: Path | None, reason: str = "") -> None:
         """Replace status.json.

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from train.config_schema import WandbSection
+from train.keeping import best_known
 
 BASE = "base model"
 """Name of the model that training started from, among those that an evaluation compares with."""
@@ -131,9 +132,8 @@ class Tracker:
             self.give_up(error)
 
     def best_model(self) -> None:
-        """Add the best checkpoint, of which best.json tells, as an artifact of type `model` named after the run."""
-        known = self.folder / "best.json"
-        best = json.loads(known.read_text()) if self.run is not None and known.is_file() else {}
+        """Add the best checkpoint, as an artifact of type `model` named after the run."""
+        best = best_known(self.folder) if self.run is not None else {}
         checkpoint = self.folder / best.get("checkpoint", "gone")
         if not best or not checkpoint.is_dir():
             return

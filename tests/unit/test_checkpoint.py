@@ -8,7 +8,7 @@ import torch
 
 from train import checkpoint, keeping
 from train.checkpoint import CheckpointError, Manifest, Reader, Slice, finish, full_tensors, problem
-from train.keeping import found, newest, prune, remove
+from train.keeping import best_known, found, newest, prune, remove
 
 SHAPES = {"a": [3, 5], "b": [4]}
 
@@ -132,6 +132,19 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path: Path) -> None:
     assert all(folder.is_dir() for folder in gone)
     remove(gone)
     assert sorted(path.name for path in (tmp_path / "checkpoints").glob(".*")) == []
+
+
+@pytest.mark.parametrize("left", [None, b"", b'{"step": 4, "loss": 0.1', b"[4]", b"\xff"])
+def test_the_best_is_known_also_without_a_whole_best_json(tmp_path: Path, left: bytes | None) -> None:
+    assert best_known(tmp_path) == {}
+    for step, loss in ((2, 0.9), (4, 0.3), (6, 0.5), (8, None)):
+        write(tmp_path, step, loss=loss)
+    if left is not None:
+        (tmp_path / "best.json").write_bytes(left)
+    assert best_known(tmp_path) == {"step": 4, "checkpoint": "checkpoints/step-000004", "loss": 0.3}
+    told = {"step": 1, "checkpoint": "checkpoints/step-000001", "loss": 0.2}
+    (tmp_path / "best.json").write_text(json.dumps(told))
+    assert best_known(tmp_path) == told
 
 
 @pytest.mark.parametrize("file", ["manifest.json", "rank-00000.safetensors", "rank-00001.safetensors"])

@@ -113,6 +113,15 @@ def test_the_first_reason_of_a_failure_stays(tmp_path: Path) -> None:
     assert (status["state"], status["reason"], status["steps"]) == ("failed", "the disk is full", 10)
 
 
+@pytest.mark.parametrize("left", [b"", b'{"state": "run', b"[1]", b"\xff"])
+def test_a_damaged_status_is_none_and_the_next_start_writes_it_anew(tmp_path: Path, left: bytes) -> None:
+    run = begun(tmp_path, config())
+    (run.path / "status.json").write_bytes(left)
+    assert RunFolder(run.path).status() == {}
+    run.set_failed("the disk is full")
+    assert run.status()["state"] == "failed"
+
+
 def test_a_job_that_does_not_hold_the_run_cannot_fail_it(tmp_path: Path) -> None:
     begun(tmp_path, config())
     other = RunFolder(tmp_path / "run")
