@@ -197,13 +197,16 @@ def find_fetched(config: Config, world: World) -> Path:
 
 def check_measured(config: Config, validation: Validation | None) -> None:
     """Raise ConfigError for what needs a validation split, where the shards have none."""
-    lacks = f"the shards have no split '{config.data.validation}'"
     if config.stop.patience is not None and validation is None:
         raise ConfigError(
-            f"stop.patience: {lacks} to measure a loss on; set data.validation, or take stop.patience out"
+            f"stop.patience: the shards have no split '{config.data.validation}' to measure a loss on; set "
+            "data.validation, or take stop.patience out"
         )
     if config.evaluate.answers and validation is None:
-        raise ConfigError(f"evaluate.answers: {lacks} to ask about; set data.validation, or evaluate.answers to 0")
+        raise ConfigError(
+            f"evaluate.answers: the shards have no split '{config.data.validation}' to ask about; set data.validation, "
+            "or evaluate.answers to 0"
+        )
 
 
 def open_heart(config: Config, run: RunFolder, world: World, ended: Callable[[str], object]) -> Heart:

@@ -36,7 +36,9 @@ def left_out(built: SmallShards, picture: bytes) -> BadSample:
     maker = maker_of(built)
     given = Sample(key="s-7", messages=MESSAGES, images=("png",), target={}, source={})
     maker._reader.read = lambda number: (given, [picture])  # type: ignore[method-assign, assignment]
-    batch = maker.make(job((3,), (50,))).batch
+    grids = maker._encoder.grids_of(maker._corpus.entry(3), 4)
+    ids, _ = maker._encoder.words(given, grids)
+    batch = maker.make(job((3,), (len(ids),))).batch
     assert batch.keys == ()
     assert len(batch.crops) == 0
     (bad,) = batch.bad
