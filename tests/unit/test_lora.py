@@ -205,6 +205,20 @@ def test_checkpointing_works_where_only_adapters_train(tmp_path: Path) -> None:
     assert all(parameter.grad is not None for name, parameter in model.named_parameters() if "lora_" in name)
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_checkpointing_keeps_nothing_of_a_tower_that_does_not_train(before: bool) -> None:
+    model = small_model()
+    if before:
+        model.set_checkpointing(decoder=True, vision=True)
+    adapted, _ = add_lora(model, 2, 4, 0.0, ["text_attention"])
+    model.set_checkpointing(decoder=True, vision=True)
+    asked = []
+    for module in (model.model.embed_tokens, model.model.vision_embed_tokens):
+        module.register_forward_hook(lambda module, inputs, output: asked.append(output.requires_grad))
+    adapted.train()(**BATCH, return_logits=False)
+    assert asked == [False, False]
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_freezing_by_part_leaves_the_others_without_gradient(part: str) -> None:
     model = small_model()

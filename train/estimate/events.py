@@ -32,10 +32,10 @@ class Pass:
         self.load = load
         self.value = setup.value
         sizes = setup.sizes
-        vision_trained = setup.method == "full" and "vision" not in setup.freeze
+        self.trains_vision = setup.method == "full" and "vision" not in setup.freeze
         lora = setup.lora
         vision_adapted = lora is not None and "vision" in lora.parts
-        self.learns_vision = vision_trained or vision_adapted
+        self.learns_vision = self.trains_vision or vision_adapted
         self.learns_projection = self.learns_vision or (
             (setup.method == "full" and "projection" not in setup.freeze)
             or (lora is not None and "projection" in lora.parts)
@@ -102,7 +102,9 @@ class Pass:
         """Embeddings, pixels, tower, projector."""
         sizes, load, value = self.setup.sizes, self.load, self.value
         embedding = Tensor(name="model.embed_tokens.weight", part="embeddings", shape=(sizes.vocabulary, sizes.hidden))
-        self.events.append(Event(uses=(embedding,), keeps=self.layer_input))
+        # The features of pictures are written into a copy.
+        keeps = self.layer_input if self.setup.trains(embedding) or not load.crop_chunks else 0
+        self.events.append(Event(uses=(embedding,), keeps=keeps))
         if not load.crop_chunks:
             return
         pixels = 3 * sizes.crop_size**2 * load.crops
@@ -114,7 +116,7 @@ class Pass:
             stays = start if self.setup.checkpoint_vision else kept
             offloaded = self.setup.checkpoint_offload and self.setup.checkpoint_vision and not self.setup.on_cpu
             stays = stays if self.learns_vision and not offloaded else 0
-            self.modules(tower_start(sizes), Event(keeps=2 * start if self.learns_vision else 0), 3)
+            self.modules(tower_start(sizes), Event(keeps=2 * start if self.trains_vision else 0), 3)
             for number in range(sizes.tower_layers - 1):
                 weights = self.with_adapters(tower_layer(sizes, number))
                 needs = value * sizes.crop_tokens * crops * (3 * sizes.tower_mlp + 2 * sizes.width)
@@ -205,4 +207,5 @@ class Pass:
                 self._backward(weights, work, held, ready=place == 0)
                 stays = 0 if setup.checkpoint_offload and not setup.on_cpu else start
                 self.events.append(Event(keeps=-kept - (stays if setup.checkpoint_vision else 0)))
-            self.events.append(Event(keeps=-2 * start, gradients=self.trained(tower_start(sizes)) if not place else ()))
+            own = self.trained(tower_start(sizes)) if not place else ()
+            self.events.append(Event(keeps=-2 * start if self.trains_vision else 0, gradients=own))

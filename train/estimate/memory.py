@@ -190,7 +190,9 @@ class Rank:
                 ledger.live["deepspeed"] += value * (gathering.elements - gathered)
                 gathered = gathering.elements
             produced = value * numel(event.gradients)
-            ledger.need(**{event.kind: event.needs + max(0, event.keeps), "gradients": produced})
+            briefly = {event.kind: event.needs + max(0, event.keeps)}
+            briefly["gradients"] = briefly.get("gradients", 0) + produced
+            ledger.need(**briefly)
             ledger.add(event.kind, event.keeps)
             for tensor in event.gradients:
                 self.reduce(tensor)

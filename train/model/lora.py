@@ -125,6 +125,7 @@ def add_lora(
         task_type="CAUSAL_LM",
     )
     adapted = get_peft_model(model, settings, autocast_adapter_dtype=False)
+    model.disable_input_require_grads()  # which peft has asked for, as in set_checkpointing
     counts = adapted_layers(adapted)
     wanted = {part: len(found) for part, found in targets.items()}
     if counts != wanted:

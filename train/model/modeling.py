@@ -101,6 +101,9 @@ class Phi3VForCausalLM(Phi3VPreTrainedModel, GenerationMixin):
         """
         if decoder or vision:
             self.activation_checkpointing_enable({"use_reentrant": False})
+            # transformers has embeddings and crops ask for a gradient, as only reentrant checkpointing needs: a frozen
+            # tower would be kept for a backward pass, and run through one, that gives nothing.
+            self.disable_input_require_grads()
         else:
             self.activation_checkpointing_disable()
         tower = self.model.vision_embed_tokens.img_processor.vision_model
