@@ -8,8 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.factories.jobs import ranks, settings, show_log, step, submitted, train_lines
 from tests.factories.machines import wait_for
 from tests.factories.slurm import Slurm
@@ -37,8 +35,6 @@ def wait_for_step(cluster: Slurm, job: int, folder: Path, tries: int, wanted: in
     return cluster.nodes(job)
 
 
-# The survivor is at times ended by srun before it has written how it ended: not yet in every run.
-@pytest.mark.soak
 def test_a_job_outlives_a_dead_node_a_preemption_and_a_cut_link(
     place: Path, cluster: Slurm, straight: list[dict[str, Any]]
 ) -> None:

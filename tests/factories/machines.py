@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 START_S = 60
@@ -46,6 +47,14 @@ def run(*command: str, check: bool = True) -> str:
     if check and done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
     return done.stdout
+
+
+def started(pid: int) -> tuple[float, int]:
+    """What puts processes into the order in which they were started."""
+    try:
+        return psutil.Process(pid).create_time(), pid
+    except psutil.NoSuchProcess:
+        return 0.0, pid
 
 
 def end(processes: list[subprocess.Popen[bytes]]) -> None:
@@ -208,8 +217,12 @@ class Machines:
         return [int(pid) for pid in run("ip", "netns", "pids", self.space(machine), check=False).split()]
 
     def kill_all(self, machine: str) -> None:
-        """SIGKILL to everything on a machine, as a power cut would: stopped first, so that none sees another end."""
-        while pids := self.pids(machine):
+        """SIGKILL to everything on a machine, as a power cut would: stopped first, so that none sees another end.
+
+        Children before their parents: who stands still as his parent ends is woken by the kernel (SIGHUP, SIGCONT), and
+        srun would use that moment to end its job on the other nodes.
+        """
+        while pids := sorted(self.pids(machine), key=started, reverse=True):
             for number in (signal.SIGSTOP, signal.SIGKILL):
                 for pid in pids:
                     with suppress(ProcessLookupError):
