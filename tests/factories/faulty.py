@@ -90,6 +90,7 @@ def in_train_pack(kind: str, hits: Any) -> Any:
             time.sleep(3600)
         if kind == "stop":
             mark("forward")
+            time.sleep(2.0)  # steps are short here: long enough for a beat to tell of this phase
             os.kill(os.getpid(), signal.SIGSTOP)
         if kind == "gradient":
             return plain(self, batch, step, float("nan"), mark)  # type: ignore[no-any-return]
