@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -30,6 +31,7 @@ from tests.conftest import MATERIAL
 from train.model.crops import canvas_crops
 from train.model.image_embedding import global_views, normalise
 from train.pipeline.makers import ENVIRONMENT
+from train.pipeline.pixels import canvas_pixels
 
 Ways = Callable[[bytes, int], dict[str, Callable[[], object]]]
 
@@ -48,9 +50,9 @@ def our_ways(data: bytes, num_crops: int) -> dict[str, Callable[[], object]]:
     picture = open_picture(data)
     place = canvas(picture.width, picture.height, num_crops, CROP)
     size = (place.resized_width, place.resized_height)
-    crops, _ = canvas_crops(picture, num_crops)
+    crops = np.empty((place.rows * place.columns, CROP, CROP, 4), np.uint8)
     return {
-        "ours": lambda: canvas_crops(picture, num_crops, out=crops),
+        "ours": lambda: canvas_pixels(picture, num_crops, CROP, crops),
         "resize": lambda: picture.resize(size, Image.Resampling.BILINEAR),
         "decode": lambda: open_picture(data),
     }

@@ -1,5 +1,6 @@
 """How much memory processes hold: this one now and at most, and a command with all that it starts."""
 
+import resource
 import subprocess
 import tempfile
 import threading
@@ -53,11 +54,13 @@ class Watched:
     peak: int
     """Most bytes that it and all that it started held for themselves alone, together."""
     seconds: float
+    cpu_s: float
+    """Of the processor, by it and all that it started and waited for."""
 
 
 def watch(command: Sequence[str], cwd: Path) -> Watched:
     """Run a command to its end and watch the memory of it and its children."""
-    peak, begun = 0, time.monotonic()
+    peak, begun, used = 0, time.monotonic(), _children_cpu_s()
     with tempfile.TemporaryFile("w+") as log, subprocess.Popen(command, cwd=cwd, stdout=log, stderr=log) as running:
         main = psutil.Process(running.pid)
         while running.poll() is None:
@@ -65,7 +68,13 @@ def watch(command: Sequence[str], cwd: Path) -> Watched:
             time.sleep(PAUSE_S)
         seconds = time.monotonic() - begun
         log.seek(0)
-        return Watched(code=running.returncode, said=log.read(), peak=peak, seconds=seconds)
+        cpu_s = _children_cpu_s() - used
+        return Watched(code=running.returncode, said=log.read(), peak=peak, seconds=seconds, cpu_s=cpu_s)
+
+
+def _children_cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _family_bytes(main: psutil.Process) -> int:

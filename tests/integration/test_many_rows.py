@@ -19,7 +19,10 @@ def built(root: Path, folder: Path, rows: int) -> Watched:
     arguments = write_catalogue(folder, rows)
     done = watch([sys.executable, "-m", "data.build", *arguments, "--output", str(folder / "out")], root)
     assert done.code == 0, done.said
-    print(f"{rows:,} rows: {done.seconds:.0f} s, {rows / done.seconds:,.0f} rows/s, {done.peak / 1e6:,.0f} MB at most")
+    print(
+        f"{rows:,} rows: {done.seconds:.0f} s, {rows / done.seconds:,.0f} rows/s, {rows / done.cpu_s:,.0f} a second of "
+        f"the processor, {done.peak / 1e6:,.0f} MB at most"
+    )
     return done
 
 
