@@ -219,6 +219,16 @@ def test_checkpointing_keeps_nothing_of_a_tower_that_does_not_train(before: bool
     assert asked == [False, False]
 
 
+def test_checkpointing_keeps_nothing_of_parts_that_are_frozen() -> None:
+    model = small_model()
+    set_trainable(model, ["text", "head"])
+    model.set_checkpointing(decoder=True, vision=True)
+    asked = []
+    model.model.vision_embed_tokens.register_forward_hook(lambda module, inputs, output: asked.append(output))
+    model.train()(**BATCH, return_logits=False).loss.backward()
+    assert [output.requires_grad for output in asked] == [False]
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_freezing_by_part_leaves_the_others_without_gradient(part: str) -> None:
     model = small_model()
