@@ -1,6 +1,5 @@
 """How much memory processes hold: this one now and at most, and a command with all that it starts."""
 
-import resource
 import subprocess
 import tempfile
 import threading
@@ -55,35 +54,39 @@ class Watched:
     """Most bytes that it and all that it started held for themselves alone, together."""
     seconds: float
     cpu_s: float
-    """Of the processor, by it and all that it started and waited for."""
+    """Of the processor, by it and all that it started, but for what each did in its last moment."""
 
 
 def watch(command: Sequence[str], cwd: Path) -> Watched:
-    """Run a command to its end and watch the memory of it and its children."""
-    peak, begun, used = 0, time.monotonic(), _children_cpu_s()
+    """Run a command to its end and watch the memory and the processor's time of it and its children."""
+    peak, begun = 0, time.monotonic()
+    used: dict[tuple[int, float], float] = {}
     with tempfile.TemporaryFile("w+") as log, subprocess.Popen(command, cwd=cwd, stdout=log, stderr=log) as running:
         main = psutil.Process(running.pid)
         while running.poll() is None:
-            peak = max(peak, _family_bytes(main))
+            family = _family(main)
+            peak = max(peak, sum(_unique_bytes(one) for one in family))
+            used |= {(one.pid, one.create_time()): _cpu_s(one) for one in family}
             time.sleep(PAUSE_S)
         seconds = time.monotonic() - begun
         log.seek(0)
-        cpu_s = _children_cpu_s() - used
-        return Watched(code=running.returncode, said=log.read(), peak=peak, seconds=seconds, cpu_s=cpu_s)
+        return Watched(code=running.returncode, said=log.read(), peak=peak, seconds=seconds, cpu_s=sum(used.values()))
 
 
-def _children_cpu_s() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def _family_bytes(main: psutil.Process) -> int:
-    """Unique set size of a process and its children, together; those that end meanwhile hold nothing."""
+def _family(main: psutil.Process) -> list[psutil.Process]:
+    """A process and its children; none where it has ended meanwhile."""
     try:
-        family = [main, *main.children(recursive=True)]
+        return [main, *main.children(recursive=True)]
     except psutil.NoSuchProcess:
-        return 0
-    return sum(_unique_bytes(one) for one in family)
+        return []
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    try:
+        times = process.cpu_times()
+    except psutil.NoSuchProcess:
+        return 0.0
+    return float(times.user + times.system)
 
 
 def _unique_bytes(process: psutil.Process) -> int:
