@@ -30,7 +30,7 @@ _BANDS, _BITS, _WEAK = 4, 20, 5
 _DIFFERENT = 24  # of the 80 signs; pairs with more are left out without a closer look
 _EARLIEST, _LATEST = 12, 12  # compared of those with one key: so many of the first ones and of the ones just before
 _KNOTS = 6  # of the curve of tones
-_BLOCK = 1 << 12  # pairs looked at closely at a time
+_BLOCK = 1 << 10  # pairs looked at closely at a time
 _GATHERED = 1 << 11  # pairs that are worth it
 _PAIRS = 1 << 16  # pairs whose signs are compared at a time
 _ROWS = 1 << 12  # pictures whose keys are made at a time
@@ -215,29 +215,34 @@ def _frequencies() -> Floats:
 
 def _keys(looks: Path, compared: NDArray[np.bool_]) -> _Keys:
     waves = _frequencies()
-    places, keys, weak, signs = [], [], [], []
+    # Room for all of them at once: pieces put together later would be there twice.
+    most, count = int(np.count_nonzero(compared)), 0
+    found = _Keys(
+        places=np.empty(most, np.int64),
+        keys=np.empty((_BANDS, most), np.uint32),
+        weak=np.empty((_BANDS, most, _WEAK), np.uint8),
+        signs=np.empty((most, 2), np.uint64),
+    )
     for first in range(0, len(compared), _ROWS):
         rows = min(_ROWS, len(compared) - first)
         greys = _greys(_stored(looks, first, rows))
         shaped = np.flatnonzero(_shaped(greys) & compared[first : first + rows])
+        own = slice(count, count + len(shaped))
         greys = greys[shaped]
         # Whole numbers below 2**53, so that the sums are exact and the same on any machine.
         heights = (greys * greys.shape[1] - greys.sum(1, keepdims=True)) @ waves
         positive = heights > 0
-        own_keys, own_weak = [], []
         for band in range(_BANDS):
             # Every fourth frequency, so that each band has low and high ones.
             bits = positive[:, band::_BANDS]
-            own_keys.append(bits @ (1 << np.arange(_BITS, dtype=np.uint32)))
+            found.keys[band, own] = bits @ (1 << np.arange(_BITS, dtype=np.uint32))
             certainty = np.argsort(np.abs(heights[:, band::_BANDS]), axis=1, kind="stable")
-            own_weak.append(certainty[:, :_WEAK].astype(np.uint8))
+            found.weak[band, own] = certainty[:, :_WEAK]
         packed = np.packbits(positive, axis=1)
-        packed = np.pad(packed, ((0, 0), (0, 16 - packed.shape[1])))
-        places.append(shaped + first)
-        keys.append(np.stack(own_keys).astype(np.uint32))
-        weak.append(np.stack(own_weak))
-        signs.append(packed.view(np.uint64))
-    return _Keys(np.concatenate(places), np.concatenate(keys, 1), np.concatenate(weak, 1), np.concatenate(signs))
+        found.signs[own] = np.pad(packed, ((0, 0), (0, 16 - packed.shape[1]))).view(np.uint64)
+        found.places[own] = shaped + first
+        count += len(shaped)
+    return _Keys(found.places[:count], found.keys[:, :count], found.weak[:, :count], found.signs[:count])
 
 
 def _candidates(pictures: _Keys) -> Iterator[Iterator[Ints]]:

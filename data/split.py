@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 from numpy.typing import NDArray
 
 from data.grouping import LEAK, Links, deal, first_places, oldest_of_groups
@@ -20,6 +21,8 @@ from data.plan import Ints, Plan, ShardPlan, ShardSize, SplitPlan
 from data.rejecting import RejectedRows
 from data.schema import Rejected
 from data.workers import in_order, worker_pool
+
+_AT_ONCE = 1 << 16  # keys that are hashed at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,14 +172,31 @@ def _straddling(oldest: Ints, codes: NDArray[np.integer]) -> int:
 
 def unique_keys(keys: pa.Array, numbers: Ints) -> pa.Array:
     """Keys of which each is there once: the first row keeps its key, later ones get their number behind it."""
-    codes = keys.dictionary_encode().indices.to_numpy(zero_copy_only=False)
-    first = first_places(codes.astype(np.uint64))
-    repeated = first != np.arange(len(first))
-    if not repeated.any():
+    seen: dict[str, int] = {}
+    renamed, places = [], []
+    # Only keys of one hash can be the same, which are few: a table of all keys would take more than the keys.
+    for place in _of_one_hash(keys).tolist():
+        key = keys[place].as_py()
+        if seen.setdefault(key, place) != place:
+            places.append(place)
+            renamed.append(f"{key}~r{numbers[place]}")
+    if not places:
         return keys
-    places = np.flatnonzero(repeated)
-    renamed = [f"{keys[place].as_py()}~r{numbers[place]}" for place in places.tolist()]
+    repeated = np.zeros(len(keys), np.bool_)
+    repeated[places] = True
     return pc.replace_with_mask(keys, pa.array(repeated), pa.array(renamed, keys.type))
+
+
+def _of_one_hash(keys: pa.Array) -> Ints:
+    """The places, rising, of keys that have their hash in common with another one."""
+    hashes = np.empty(len(keys), np.uint64)
+    for first in range(0, len(keys), _AT_ONCE):
+        some = keys.slice(first, _AT_ONCE).cast(pa.large_binary()).to_pylist()
+        hashes[first : first + len(some)] = [xxhash.xxh3_64_intdigest(key) for key in some]
+    order = np.argsort(hashes, kind="stable")
+    same = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
+    places: Ints = np.unique(order[np.concatenate([same, same + 1])])
+    return places
 
 
 def _cut(
