@@ -6,6 +6,7 @@ lowest frequencies, in four sets of twenty, each also with its five least certai
 pair depends on the two and on earlier pictures alone, so that pictures which are added later change none.
 """
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ def near_pairs(looks: Path, compared: NDArray[np.bool_], distance: float = DISTA
         leader = np.arange(count)
         for probe in _candidates(_keys(looks, compared)):
             apart = (pairs[leader[pairs[:, 0]] != leader[pairs[:, 1]]] for pairs in probe)
-            near = [_near_ones(looks, count, pairs, distance) for pairs in _gathered(apart)]
+            near = [_near_ones(looks, pairs, distance) for pairs in _gathered(apart)]
             if near:
                 found += near
                 pairs = np.concatenate(near)
@@ -95,8 +96,7 @@ def _equal_ones(looks: Path, compared: NDArray[np.bool_]) -> Ints:
     _, firsts, which = np.unique(digests[places], return_index=True, return_inverse=True)
     pairs = np.stack([places[firsts[which]], places], axis=1)
     pairs = pairs[pairs[:, 0] != pairs[:, 1]]
-    memory = np.memmap(looks, np.uint8, "r", shape=(len(compared), LOOK_BYTES))
-    equal = [(memory[block[:, 0]] == memory[block[:, 1]]).all(1) for block in _blocks(pairs)]
+    equal = [(_picked(looks, block[:, 0]) == _picked(looks, block[:, 1])).all(1) for block in _blocks(pairs)]
     return pairs[np.concatenate([np.zeros(0, np.bool_), *equal])]
 
 
@@ -118,10 +118,17 @@ def _blocks(pairs: Ints) -> Iterator[Ints]:
         yield pairs[start : start + _BLOCK]
 
 
-def _near_ones(looks: Path, count: int, pairs: Ints, distance: float) -> Ints:
-    # Opened for each block: pages that were read do not stay in this process's memory.
-    stored = np.memmap(looks, np.uint8, "r", shape=(count, LOOK_BYTES))
-    return pairs[are_near(np.asarray(stored[pairs[:, 0]]), np.asarray(stored[pairs[:, 1]]), distance)]
+def _near_ones(looks: Path, pairs: Ints, distance: float) -> Ints:
+    return pairs[are_near(_picked(looks, pairs[:, 0]), _picked(looks, pairs[:, 1]), distance)]
+
+
+def _picked(looks: Path, places: Ints) -> Looks:
+    """Likenesses from all over the file: read, for of a mapped one each would bring sixteen pages of memory along."""
+    found = np.empty((len(places), LOOK_BYTES), np.uint8)
+    with looks.open("rb", buffering=0) as stream:
+        for place, row in zip(places.tolist(), found, strict=True):
+            os.preadv(stream.fileno(), [row], place * LOOK_BYTES)
+    return found
 
 
 def are_near(one: Looks, other: Looks, distance: float = DISTANCE) -> NDArray[np.bool_]:
