@@ -39,7 +39,8 @@ def kill_one(process: subprocess.Popen[str], dice: random.Random) -> None:
 
 @pytest.mark.soak
 def test_thirty_kills_of_random_ranks_at_random_moments_change_no_bit(bench: Bench) -> None:
-    steps = (f"stop.steps={6 * KILLS}", *KILLED)
+    # A start gets some steps further before it is ended: enough of them for all kills.
+    steps = (f"stop.steps={15 * KILLS}", *KILLED)
     ended = bench.train(2, "unkilled", *steps)
     assert ended.returncode == 0, ended.stdout
     dice = random.Random(0)
