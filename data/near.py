@@ -127,7 +127,7 @@ def _picked(looks: Path, places: Ints) -> Looks:
     found = np.empty((len(places), LOOK_BYTES), np.uint8)
     with looks.open("rb", buffering=0) as stream:
         for place, row in zip(places.tolist(), found, strict=True):
-            os.preadv(stream.fileno(), [row], place * LOOK_BYTES)
+            os.preadv(stream.fileno(), [row.data], place * LOOK_BYTES)
     return found
 
 
