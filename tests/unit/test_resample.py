@@ -63,9 +63,9 @@ def test_weights_make_up_one() -> None:
 @pytest.fixture
 def untried() -> Iterator[None]:
     """As in a process that has resized nothing yet."""
-    pixels.compiled.cache_clear()
+    pixels.compiled_resample.cache_clear()
     yield
-    pixels.compiled.cache_clear()
+    pixels.compiled_resample.cache_clear()
 
 
 @pytest.mark.parametrize("fault", ["absent", "other bits"])

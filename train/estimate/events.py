@@ -48,6 +48,7 @@ class Pass:
         self.layer_input = self.value * sizes.hidden * load.tokens
         self.tower_kept = layers.tower_layer(sizes, self.eyes) * sizes.crop_tokens
         self.tower_input = self.value * sizes.width * sizes.crop_tokens
+        self.start_kept = 2 * self.tower_input if self.trains_vision else 0
         self.events: list[Event] = []
 
     def _kept(self, part: str) -> Kept:
@@ -116,7 +117,7 @@ class Pass:
             stays = start if self.setup.checkpoint_vision else kept
             offloaded = self.setup.checkpoint_offload and self.setup.checkpoint_vision and not self.setup.on_cpu
             stays = stays if self.learns_vision and not offloaded else 0
-            self.modules(tower_start(sizes), Event(keeps=2 * start if self.trains_vision else 0), 3)
+            self.modules(tower_start(sizes), Event(keeps=self.start_kept * crops), 3)
             for number in range(sizes.tower_layers - 1):
                 weights = self.with_adapters(tower_layer(sizes, number))
                 needs = value * sizes.crop_tokens * crops * (3 * sizes.tower_mlp + 2 * sizes.width)
@@ -208,4 +209,4 @@ class Pass:
                 stays = 0 if setup.checkpoint_offload and not setup.on_cpu else start
                 self.events.append(Event(keeps=-kept - (stays if setup.checkpoint_vision else 0)))
             own = self.trained(tower_start(sizes)) if not place else ()
-            self.events.append(Event(keeps=-2 * start if self.trains_vision else 0, gradients=own))
+            self.events.append(Event(keeps=-self.start_kept * crops, gradients=own))

@@ -14,6 +14,7 @@ from train.pipeline.events import say
 
 WHITE = 0xFFFFFFFF
 MOST_DOWN = 2
+"""Times a side may shrink and still be resized by the compiled way."""
 Resample = Callable[[NDArray[np.uint32], Canvas, NDArray[np.uint8]], None]
 
 
@@ -26,7 +27,7 @@ def canvas_pixels(picture: Image.Image, num_crops: int, crop_size: int, out: NDA
     rgb = picture if picture.mode == "RGB" else picture.convert("RGB")
     place = canvas(rgb.width, rgb.height, num_crops, crop_size)
     crops = out.reshape((place.rows * place.columns, crop_size, crop_size, 4), copy=False)
-    resample = compiled() if suits(rgb.width, rgb.height, place) else None
+    resample = compiled_resample() if suits(rgb.width, rgb.height, place) else None
     if resample:
         resample(_pixels(rgb), place, crops)
     else:
@@ -44,7 +45,7 @@ def suits(width: int, height: int, place: Canvas) -> bool:
 
 
 def by_pillow(picture: Image.Image, num_crops: int, out: NDArray[np.uint8]) -> None:
-    """The same by Pillow's own resizing, copied as its pixels lie."""
+    """As `canvas_pixels`, by Pillow's own resizing, copied as its pixels lie; crop_size is that of `out`."""
     crop_size = out.shape[1]
     rgb, place = on_canvas(picture, num_crops, crop_size)
     # A pixel is one number here: four bytes are moved at once.
@@ -60,7 +61,7 @@ def by_pillow(picture: Image.Image, num_crops: int, out: NDArray[np.uint8]) -> N
 
 
 @cache
-def compiled() -> Resample | None:
+def compiled_resample() -> Resample | None:
     """The compiled resampling; None where it cannot be had or gives one bit that Pillow does not, which is told."""
     try:
         from train.pipeline.resample import resample
