@@ -1,6 +1,5 @@
 """Runs that are killed, moved to other numbers of ranks, and long: the weights are those of an undisturbed run."""
 
-import json
 import random
 import signal
 import subprocess
@@ -13,6 +12,7 @@ import pytest
 from tests.distributed.conftest import Bench, numbers
 from tests.distributed.test_lora import LORA
 from tests.distributed.test_resume import ranks_of
+from tests.factories.jobs import step
 from train.checkpoint import problem
 from train.keeping import found
 
@@ -74,13 +74,6 @@ def own_mb(pid: int) -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty:")) * 1024 / 1e6
 
 
-def newest_line(bench: Bench, name: str) -> int:
-    """The step of the last whole line of a run's metrics, 0 before the first."""
-    path = bench.runs / name / "metrics.jsonl"
-    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
-    return int(json.loads(lines[-1])["step"]) if lines else 0
-
-
 def newest_step(bench: Bench, name: str) -> int:
     """The step of a run's newest checkpoint, 0 before the first."""
     return max((int(folder.name[5:]) for folder in found(bench.runs / name)), default=0)
@@ -119,7 +112,7 @@ def test_two_thousand_steps_with_saves_and_evaluation_keep_their_memory(bench: B
     process = bench.start(1, name, *settings)
     held: dict[int, float] = {}
     while process.poll() is None:
-        saved, now = newest_step(bench, name), newest_line(bench, name)
+        saved, now = newest_step(bench, name), step(bench.runs / name)
         # Some steps on, the copy that the save was written from is gone; the next measurement has not begun.
         if saved and saved not in held and saved + 5 <= now < saved + 45:
             try:
