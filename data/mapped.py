@@ -4,7 +4,7 @@ import hashlib
 import json
 from array import array
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -48,8 +48,14 @@ class Kept:
     def extend(self, other: "Kept") -> None:
         """Put another part's rows behind these."""
         self.picture_rows.extend(len(self.rows) + place for place in other.picture_rows)
-        for name in ("rows", "bytes", "products", "same", "own", "pictures", "digests", "keys", "names", "splits"):
-            getattr(self, name).extend(getattr(other, name))
+        for column in fields(self):
+            if column.name != "picture_rows":
+                getattr(self, column.name).extend(getattr(other, column.name))
+
+    def clear(self) -> None:
+        """Let all columns go."""
+        for column in fields(self):
+            setattr(self, column.name, getattr(Kept(), column.name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

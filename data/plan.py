@@ -13,6 +13,7 @@ from data.schema import UserError
 from data.whole import whole_file, write_whole
 
 Ints = NDArray[np.int64]
+_AT_ONCE = 1 << 16  # rows that are written at a time
 
 
 class PlanMissing(UserError):
@@ -81,7 +82,7 @@ def save_plan(folder: Path, plan: Plan, settings: str) -> None:
     for split, one in plan.splits.items():
         table = pa.table({"row": one.rows, "key": one.keys, "group": one.groups})
         with whole_file(folder / f"{split}.parquet") as stream:
-            pq.write_table(table, stream)
+            pq.write_table(table, stream, row_group_size=_AT_ONCE)
     record = {
         "settings": settings,
         "rows": plan.rows,

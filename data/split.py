@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from data.grouping import LEAK, Links, deal, first_places, oldest_of_groups
 from data.ledger import Ledger
+from data.light import trim
 from data.mapped import DIGEST_BYTES, Kept, MapJob, Mapped, map_part
 from data.mapping import Mapping
 from data.near import near_pairs
@@ -65,27 +66,13 @@ def make_plan(
         links = _links(kept, looks, distance)
     finally:
         looks.unlink(missing_ok=True)
-    keys, names = _joined(kept.keys), _joined(kept.names)
-    dealt = _deal(kept, keys, links, mapping, breaks, rejected)
-    stays = np.flatnonzero(dealt.stays)
-    numbers = np.frombuffer(kept.rows, np.int64)[stays]
-    keys = unique_keys(keys.take(pa.array(stays)), numbers)
-    groups = names.take(pa.array(dealt.oldest[stays]))
-    codes = dealt.codes[stays]
-    sizes = np.frombuffer(kept.bytes, np.int64)[stays]
-    digests = np.frombuffer(kept.digests, np.uint8).reshape(-1, DIGEST_BYTES)[stays]
-    splits = {}
-    for code in sorted(np.unique(codes).tolist(), key=lambda code: dealt.splits[code]):
-        places = np.flatnonzero(codes == code)
-        own_keys = keys.take(pa.array(places))
-        ages = np.searchsorted(np.array(breaks, np.int64), numbers[places], side="right")
-        shards = _cut(dealt.splits[code], sizes[places], digests[places], own_keys, ages, size)
-        splits[dealt.splits[code]] = SplitPlan(
-            rows=numbers[places], keys=own_keys, groups=groups.take(pa.array(places)), shards=tuple(shards)
-        )
+    trim()
+    _join(kept)
+    dealt = _deal(kept, links, mapping, breaks, rejected)
+    del links
     return Plan(
         rows=rows,
-        splits=splits,
+        splits=_splits(kept, dealt, breaks, size),
         rejected=rejected.reasons,
         leaks_prevented=dealt.leaks_prevented,
         straddling=dealt.straddling,
@@ -110,10 +97,17 @@ def _read(
     return kept, rows
 
 
-def _deal(
-    kept: Kept, keys: pa.Array, links: Links, mapping: Mapping, breaks: Sequence[int], rejected: RejectedRows
-) -> _Dealt:
+def _join(kept: Kept) -> None:
+    """Put each text column's pieces together, one column at a time."""
+    for column in (kept.keys, kept.names, kept.splits):
+        whole = pa.concat_arrays(column or [pa.array([], pa.large_string())])
+        column[:] = [whole]
+        trim()
+
+
+def _deal(kept: Kept, links: Links, mapping: Mapping, breaks: Sequence[int], rejected: RejectedRows) -> _Dealt:
     """Set duplicates and leaks aside, and give every row its split."""
+    (keys,) = kept.keys
     numbers = np.frombuffer(kept.rows, np.int64)
     first = first_places(np.frombuffer(kept.same, np.uint64))
     stays = first == np.arange(len(first))
@@ -122,7 +116,7 @@ def _deal(
         rejected.add(_rejected(int(numbers[place]), keys[place].as_py(), "duplicate", detail))
     if mapping.split.fractions is None:
         oldest = oldest_of_groups(links)
-        encoded = _joined(kept.splits).dictionary_encode()
+        encoded = kept.splits[0].dictionary_encode()
         codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
         straddling = _straddling(oldest[stays], codes[stays])
         return _Dealt(
@@ -140,6 +134,29 @@ def _deal(
     return _Dealt(stays=stays, oldest=dealt.oldest, codes=dealt.codes, splits=splits, leaks_prevented=prevented)
 
 
+def _splits(kept: Kept, dealt: _Dealt, breaks: Sequence[int], size: ShardSize) -> dict[str, SplitPlan]:
+    """The rows of each split and their shards; `kept` is empty afterwards, so that nothing is there twice."""
+    stays = np.flatnonzero(dealt.stays)
+    numbers = np.frombuffer(kept.rows, np.int64)[stays]
+    keys = unique_keys(kept.keys.pop().take(pa.array(stays)), numbers)
+    groups = kept.names.pop().take(pa.array(dealt.oldest[stays]))
+    codes = dealt.codes[stays]
+    sizes = np.frombuffer(kept.bytes, np.int64)[stays]
+    digests = np.frombuffer(kept.digests, np.uint8).reshape(-1, DIGEST_BYTES)[stays]
+    kept.clear()
+    trim()
+    splits = {}
+    for code in sorted(np.unique(codes).tolist(), key=lambda code: dealt.splits[code]):
+        places = np.flatnonzero(codes == code)
+        own_keys = keys.take(pa.array(places))
+        ages = np.searchsorted(np.array(breaks, np.int64), numbers[places], side="right")
+        shards = _cut(dealt.splits[code], sizes[places], digests[places], own_keys, ages, size)
+        splits[dealt.splits[code]] = SplitPlan(
+            rows=numbers[places], keys=own_keys, groups=groups.take(pa.array(places)), shards=tuple(shards)
+        )
+    return splits
+
+
 def _links(kept: Kept, looks: Path, distance: float) -> Links:
     pictures = np.frombuffer(kept.pictures, np.uint64)
     firsts = np.zeros(len(pictures), np.bool_)
@@ -154,13 +171,6 @@ def _links(kept: Kept, looks: Path, distance: float) -> Links:
 
 def _rejected(number: int, key: str, reason: str, detail: str) -> Rejected:
     return Rejected(number=number, key=key, stage="split", reason=reason, detail=detail)
-
-
-def _joined(chunks: list[pa.Array]) -> pa.Array:
-    """The chunks as one array; they are let go."""
-    joined = pa.concat_arrays(chunks or [pa.array([], pa.large_string())])
-    chunks.clear()
-    return joined
 
 
 def _straddling(oldest: Ints, codes: NDArray[np.integer]) -> int:
