@@ -1,5 +1,6 @@
 """A test's module as several ranks on this machine, joined over gloo."""
 
+import atexit
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from typing import Any
 
 from train.config_schema import Config
 from train.deepspeed_config import compose, read
-from train.distributed import World, bring_together, find_place, free_port
+from train.distributed import World, bring_together, find_place, free_port, part
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 1200
@@ -53,8 +54,10 @@ def run_ranks(file: str, *arguments: object, ranks: int = 2, **environment: str)
 
 
 def join() -> World:
-    """On each rank: the ranks brought together."""
-    return bring_together(find_place(os.environ), os.environ)
+    """On each rank: the ranks brought together; they part when the interpreter ends."""
+    world = bring_together(find_place(os.environ), os.environ)
+    atexit.register(part)
+    return world
 
 
 def zero3_settings(precision: str = "fp32", **changes: Any) -> tuple[Config, dict[str, Any]]:
