@@ -21,7 +21,6 @@ from train.model import Phi3VForCausalLM
 from train.model.attention import resolve_attention
 from train.model.kernels import choose_kernels, use_kernels
 from train.model.lora import parts_of
-from train.model.pictures import planes
 from train.model.transfer import moved
 from train.model.weights import CheckpointError as WeightsError
 from train.optim import build_optimizer, set_rates
@@ -139,7 +138,7 @@ class Engine:
         pictures = {}
         if len(batch.grids):
             pictures = {
-                "pixel_values": planes(moved(torch.from_numpy(batch.crops), device)),
+                "pixel_values": moved(torch.from_numpy(batch.crops), device),
                 "image_sizes": torch.from_numpy(batch.grids * self.crop_size),
             }
         return {

@@ -23,7 +23,7 @@ def probe_batch(vocab: int, crop_size: int, tokens_per_side: int) -> Batch:
         key="probe",
         input_ids=np.concatenate([*question, answer]).astype(np.int64),
         labels=np.concatenate([np.full(asked, IGNORED), answer]).astype(np.int64),
-        crops=draw.integers(0, 256, (1, crop_size, crop_size, 4), dtype=np.uint8),
+        crops=draw.integers(0, 256, (1, 3, crop_size, crop_size), dtype=np.uint8),
         grids=np.ones((1, 2), np.int64),
     )
     return assemble([sample], crops=sample.crops, crop_chunks=1, label_chunks=1, number=0)

@@ -105,7 +105,7 @@ def samples(architecture: Phi3VConfig, num_crops: int, tokens: int, whole: bool 
         ids = np.concatenate([words[:-ANSWER], shown, words[-ANSWER:]]).astype(np.int64)
         labels = np.full(length, IGNORED, np.int64)
         labels[-ANSWER:] = ids[-ANSWER:]
-        crops = draw.integers(0, 256, (several * rows * columns, size, size, 4), dtype=np.uint8)
+        crops = draw.integers(0, 256, (several * rows * columns, 3, size, size), dtype=np.uint8)
         grids = np.array([(rows, columns)] * several, np.int64)
         made.append(Encoded(key=f"{number}", input_ids=ids, labels=labels, crops=crops, grids=grids))
     return made

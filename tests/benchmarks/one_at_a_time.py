@@ -31,7 +31,7 @@ def as_published(engine: Engine, chosen: Sequence[Encoded], grid: tuple[int, int
 def filled_up(one: Encoded, num_crops: int, device: torch.device) -> torch.Tensor:
     """Normalised pixels float32 [num_crops + 1, 3, c, c]: a view, the picture's crops, zeros. The view is one of its
     crops, which costs what another would."""
-    crops = torch.from_numpy(one.crops).to(device)[..., :3].permute(0, 3, 1, 2).float().div_(255)
+    crops = torch.from_numpy(one.crops).to(device).float().div_(255)
     mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
     crops = (crops - mean) / std
     pixels = torch.zeros(num_crops + 1, *crops.shape[1:], device=device)

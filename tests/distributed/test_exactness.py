@@ -14,7 +14,6 @@ from tests.factories.ranks import run_ranks
 from tests.factories.small_models import small_folder
 from train.checkpoint import Reader
 from train.loss import count_labels
-from train.model.pictures import planes
 from train.optim import build_optimizer
 
 FIRST, AFTER = 1e-5, 1e-4
@@ -133,8 +132,8 @@ def plain_loop(folder: Path, way: Way) -> dict[str, torch.Tensor]:
         for batch in batches:
             pictures = {}
             if len(batch.grids):
-                sizes = torch.from_numpy(batch.grids) * batch.crops.shape[1]
-                pictures = {"pixel_values": planes(torch.from_numpy(batch.crops)), "image_sizes": sizes}
+                sizes = torch.from_numpy(batch.grids) * batch.crops.shape[2]
+                pictures = {"pixel_values": torch.from_numpy(batch.crops), "image_sizes": sizes}
             output = model(
                 input_ids=torch.from_numpy(batch.input_ids)[None],
                 position_ids=torch.from_numpy(batch.position_ids)[None],

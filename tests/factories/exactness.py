@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tests.factories.ranks import join
-from tests.factories.small_models import SIZES, pixels, sample
+from tests.factories.small_models import SIZES, sample
 from train.config_schema import Config
 from train.deepspeed_config import compose, read
 from train.distributed import World
@@ -73,7 +73,7 @@ def global_batch(step: int, packed: bool) -> list[Batch]:
                 key=f"{step}-{number}",
                 input_ids=made["input_ids"].numpy(),
                 labels=labels,
-                crops=pixels(made["crops"]),
+                crops=made["crops"].numpy(),
                 grids=(made["image_sizes"] // SIZES.crop_size).numpy(),
             )
         )
@@ -83,7 +83,7 @@ def global_batch(step: int, packed: bool) -> list[Batch]:
 
 def lay_out(samples: list[Encoded], number: int) -> Batch:
     """A pack; none of any samples makes an empty one. All have as many chunks, as a plan gives a micro-step's."""
-    empty = np.zeros((0, SIZES.crop_size, SIZES.crop_size, 4), np.uint8)
+    empty = np.zeros((0, 3, SIZES.crop_size, SIZES.crop_size), np.uint8)
     crops = np.concatenate([empty, *(one.crops for one in samples)])
     return assemble(samples, crops=crops, crop_chunks=2, label_chunks=1, number=number)
 

@@ -15,7 +15,7 @@ import torch
 
 from tests.factories.memory import reset_peak, status_bytes
 from tests.factories.ranks import join
-from tests.factories.small_models import pixels, sample
+from tests.factories.small_models import sample
 from train.config import validate
 from train.config_schema import Config
 from train.deepspeed_config import compose, read
@@ -66,7 +66,7 @@ def filled_pack(sizes: Sizes, *, samples: int, words: int, labels: int, grid: tu
                 key=str(number),
                 input_ids=ids,
                 labels=one["labels"].numpy(),
-                crops=pixels(one["crops"]),
+                crops=one["crops"].numpy(),
                 grids=np.array([grid]),
             )
         )

@@ -66,12 +66,6 @@ def noise(width: int, height: int, seed: int = 0, mode: str = "RGB") -> Image.Im
     return Image.fromarray(pixels).convert(mode)
 
 
-def pixels(crops: torch.Tensor) -> np.ndarray:
-    """Crops of the model, [K, 3, c, c], as a loader would bring them: [K, c, c, 4]."""
-    filled = torch.nn.functional.pad(crops.permute(0, 2, 3, 1), (0, 1))
-    return filled.contiguous().numpy()
-
-
 def sample(
     seed: int,
     words: int,

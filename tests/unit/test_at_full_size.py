@@ -14,7 +14,6 @@ from tests.benchmarks.full_size import ANSWER, GRIDS, QUESTION, config_of, full_
 from train.engine import part_sizes
 from train.flops import Arithmetic
 from train.model.modeling import Phi3VForCausalLM
-from train.model.pictures import planes
 from train.pipeline.batch import Batch
 from train.tuning import prepare
 
@@ -45,7 +44,7 @@ def arguments(batch: Batch) -> dict[str, Any]:
         "labels": torch.from_numpy(batch.labels)[None],
         "cu_seqlens": batch.cu_seqlens.tolist(),
         "position_ids": torch.from_numpy(batch.position_ids).to(META)[None],
-        "pixel_values": planes(torch.from_numpy(batch.crops).to(META)),
+        "pixel_values": torch.from_numpy(batch.crops).to(META),
         "image_sizes": torch.from_numpy(batch.grids * full_config().crop_size),
         "crop_chunks": batch.crop_chunks,
         "label_chunks": batch.label_chunks,

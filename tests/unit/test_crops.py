@@ -7,7 +7,7 @@ from PIL import Image
 
 from tests.factories.small_models import noise
 from train.model.crops import canvas_crops, tower_crops
-from train.pipeline.pixels import canvas_pixels
+from train.pipeline.pixels import fill_crops
 
 
 def test_crops_are_cut_row_by_row_from_the_canvas() -> None:
@@ -46,7 +46,7 @@ def test_every_mode_is_taken_as_rgb(mode: str) -> None:
 
 @pytest.mark.parametrize("in_pieces", [False, True])
 @pytest.mark.parametrize("size", [(56, 56), (80, 60), (33, 70), (28, 28)])
-def test_crops_pixel_by_pixel_are_the_same_crops(
+def test_crops_of_the_loader_are_the_same_crops(
     size: tuple[int, int], in_pieces: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if in_pieces:
@@ -57,21 +57,21 @@ def test_crops_pixel_by_pixel_are_the_same_crops(
         monkeypatch.setattr("train.pipeline.pixels.pa.array", refuse)
     picture = noise(*size)
     crops, _ = canvas_crops(picture, 4, 28)
-    out = np.empty((len(crops), 28, 28, 4), np.uint8)
-    canvas_pixels(picture, 4, 28, out)
-    assert np.array_equal(out[..., :3].transpose(0, 3, 1, 2), crops)
+    out = np.empty((len(crops), 3, 28, 28), np.uint8)
+    fill_crops(picture, 4, 28, out)
+    assert np.array_equal(out, crops)
 
 
 def test_a_large_canvas_lies_in_several_pieces_of_memory() -> None:
-    out = np.empty((81, 336, 336, 4), np.uint8)
+    out = np.empty((81, 3, 336, 336), np.uint8)
     picture = noise(64, 64)
-    canvas_pixels(picture, 81, 336, out)
-    assert np.array_equal(out[..., :3].transpose(0, 3, 1, 2), canvas_crops(picture, 81, 336)[0])
+    fill_crops(picture, 81, 336, out)
+    assert np.array_equal(out, canvas_crops(picture, 81, 336)[0])
 
 
 def test_room_of_another_size_is_refused() -> None:
     with pytest.raises(ValueError, match="reshape"):
-        canvas_pixels(noise(56, 56), 4, 28, np.empty((3, 28, 28, 4), np.uint8))
+        fill_crops(noise(56, 56), 4, 28, np.empty((3, 3, 28, 28), np.uint8))
 
 
 def test_a_picture_too_thin_for_its_canvas_is_refused() -> None:

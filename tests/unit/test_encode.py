@@ -13,7 +13,7 @@ from tests.factories.small_shards import SmallShards, damage, small_shards
 from train.pipeline.batch import Batch, Encoded, assemble
 from train.pipeline.encode import EncoderSettings, Job, LengthMismatch, PackMaker
 
-CHUNKS = {"crops": np.zeros((0, 56, 56, 4), np.uint8), "crop_chunks": 2, "label_chunks": 1, "number": 3}
+CHUNKS = {"crops": np.zeros((0, 3, 56, 56), np.uint8), "crop_chunks": 2, "label_chunks": 1, "number": 3}
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_every_picture_has_its_run_and_its_crops(built: SmallShards):
             place += 1
         assert ids.min() >= -len(sample.images)
     assert place == len(batch.grids)
-    assert batch.crops.shape == (int(batch.grids.prod(axis=1).sum()), 56, 56, 4)
+    assert batch.crops.shape == (int(batch.grids.prod(axis=1).sum()), 3, 56, 56)
     assert batch.crops.dtype == np.uint8
 
 
@@ -139,7 +139,7 @@ def test_an_empty_pack_is_one_token_that_nothing_is_learned_from():
     assert (batch.cu_seqlens.tolist(), batch.keys, batch.crops.shape, batch.grids.shape) == (
         [0, 1],
         (),
-        (0, 56, 56, 4),
+        (0, 3, 56, 56),
         (0, 2),
     )
     assert (batch.crop_chunks, batch.label_chunks, batch.number) == (2, 1, 3)
@@ -151,9 +151,9 @@ def test_text_alone_has_no_crops():
         key="a",
         input_ids=ids,
         labels=np.array([-100, 5, 6]),
-        crops=np.zeros((0, 56, 56, 4), np.uint8),
+        crops=np.zeros((0, 3, 56, 56), np.uint8),
         grids=np.zeros((0, 2), np.int64),
     )
     batch = assemble([text, text], **CHUNKS)
     assert batch.input_ids.tolist() == [1, 5, 6, 1, 5, 6]
-    assert batch.crops.shape == (0, 56, 56, 4)
+    assert batch.crops.shape == (0, 3, 56, 56)

@@ -20,12 +20,12 @@ def pack(lengths: list[int], grids: list[tuple[int, int]]) -> Batch:
             key=str(number),
             input_ids=np.zeros(length, np.int64),
             labels=np.array([-100] * (length - 1) + [5]),
-            crops=np.zeros((0, 2, 2, 4), np.uint8),
+            crops=np.zeros((0, 3, 2, 2), np.uint8),
             grids=np.array(grids if number == 0 else [], np.int64).reshape(-1, 2),
         )
         for number, length in enumerate(lengths)
     ]
-    crops = np.zeros((sum(a * b for a, b in grids), 2, 2, 4), np.uint8)
+    crops = np.zeros((sum(a * b for a, b in grids), 3, 2, 2), np.uint8)
     return assemble(samples, crops=crops, crop_chunks=1, label_chunks=1, number=0)
 
 

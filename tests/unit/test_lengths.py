@@ -64,7 +64,7 @@ def test_planned_lengths_are_those_of_the_encoded_samples(built: SmallShards, nu
         assert plan.lengths.labels[number] == np.count_nonzero(labels != -100)
         assert plan.lengths.crops[number] == sum(tower_crops(*grid) for grid in grids)
         crops = sum(rows * columns for rows, columns in grids)
-        encoder.pixels(pictures, grids, num_crops, np.empty((crops, 56, 56, 4), np.uint8))  # raises for other crops
+        encoder.pixels(pictures, grids, num_crops, np.empty((crops, 3, 56, 56), np.uint8))  # raises for other crops
 
 
 def test_text_is_counted_once_and_found_again(built: SmallShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -125,7 +125,7 @@ def test_a_pack_without_labels_changes_no_gradient_by_a_single_bit() -> None:
 
 
 def encoded(key: str, labels: list[int]) -> Encoded:
-    nothing = np.zeros((0, 28, 28, 4), np.uint8)
+    nothing = np.zeros((0, 3, 28, 28), np.uint8)
     return Encoded(
         key=key,
         input_ids=np.arange(1, 1 + len(labels)),
@@ -137,7 +137,7 @@ def encoded(key: str, labels: list[int]) -> Encoded:
 
 def test_packs_without_labels_are_counted() -> None:
     def assembled(*samples: Encoded) -> Batch:
-        nothing = np.zeros((0, 28, 28, 4), np.uint8)
+        nothing = np.zeros((0, 3, 28, 28), np.uint8)
         return assemble(list(samples), crops=nothing, crop_chunks=0, label_chunks=1, number=0, bad=[])
 
     packs = [

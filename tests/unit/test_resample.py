@@ -11,6 +11,7 @@ from PIL import Image
 
 from data.geometry import canvas
 from tests.factories.small_models import noise
+from train.model.crops import canvas_crops
 from train.pipeline import pixels
 from train.pipeline.resample import resample, weights
 
@@ -18,10 +19,10 @@ from train.pipeline.resample import resample, weights
 def crops_of(picture: Image.Image, num_crops: int, crop_size: int) -> tuple[np.ndarray, np.ndarray]:
     """A picture's crops by the compiled way and by Pillow."""
     place = canvas(picture.width, picture.height, num_crops, crop_size)
-    own, wanted = (np.full((place.rows * place.columns, crop_size, crop_size, 4), 7, np.uint8) for _ in range(2))
+    wanted, _ = canvas_crops(picture, num_crops, crop_size)
+    own = np.full_like(wanted, 7)
     resample(pixels._pixels(picture), place, own)
-    pixels.by_pillow(picture, num_crops, wanted)
-    return own[..., :3], wanted[..., :3]
+    return own, wanted
 
 
 @settings(deadline=None)  # it is compiled meanwhile
@@ -73,15 +74,14 @@ def test_without_it_pillow_makes_the_same_crops_and_that_is_told(
     fault: str, untried: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     picture = noise(70, 45)
-    place = canvas(70, 45, 4, 28)
-    own, wanted = (np.empty((place.rows * place.columns, 28, 28, 4), np.uint8) for _ in range(2))
-    pixels.by_pillow(picture, 4, wanted)
+    wanted, _ = canvas_crops(picture, 4, 28)
+    own = np.empty_like(wanted)
     if fault == "absent":
         monkeypatch.setitem(sys.modules, "train.pipeline.resample", None)
     else:
         monkeypatch.setattr("train.pipeline.resample.resample", lambda pixels, place, out: out.fill(0))
-    pixels.canvas_pixels(picture, 4, 28, own)
-    assert np.array_equal(own[..., :3], wanted[..., :3])
+    pixels.fill_crops(picture, 4, 28, own)
+    assert np.array_equal(own, wanted)
     said = "".join(capfd.readouterr())
     assert said.count("resized by Pillow") == 1
     assert ("ModuleNotFoundError" if fault == "absent" else "not give what Pillow gives") in said

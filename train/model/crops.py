@@ -19,10 +19,14 @@ def canvas_crops(
     Neither normalised nor with the global view: the model makes both from these bytes.
     Raises ValueError for a picture that is too thin for its canvas.
     """
-    rgb, place = on_canvas(picture, num_crops, crop_size)
+    if not isinstance(picture, Image.Image):
+        raise TypeError(f"a picture must be a PIL image, found {type(picture).__name__}")
+    place = canvas(picture.width, picture.height, num_crops, crop_size)
+    rgb = resized(picture if picture.mode == "RGB" else picture.convert("RGB"), place)
     shape = (place.rows, place.columns, 3, crop_size, crop_size)
     crops = np.empty(shape, np.uint8) if out is None else out.reshape(shape, copy=False)
-    down, across = cuts(rgb, place, crop_size)
+    down = _overlaps(place.top, rgb.height, crop_size, place.rows)
+    across = _overlaps(place.left, rgb.width, crop_size, place.columns)
     for number, band in enumerate("RGB"):
         # Pillow takes one band out of its pixels several times quicker than NumPy turns [..., 3] into [3, ...].
         pixels = np.frombuffer(rgb.tobytes("raw", band), np.uint8).reshape(rgb.height, rgb.width)
@@ -35,26 +39,7 @@ def canvas_crops(
     return crops.reshape(-1, 3, crop_size, crop_size), (place.rows, place.columns)
 
 
-def on_canvas(picture: Image.Image, num_crops: int, crop_size: int) -> tuple[Image.Image, Canvas]:
-    """The picture in RGB, resized to its place on the canvas, and that place; raises as `canvas_crops`."""
-    if not isinstance(picture, Image.Image):
-        raise TypeError(f"a picture must be a PIL image, found {type(picture).__name__}")
-    place = canvas(picture.width, picture.height, num_crops, crop_size)
-    return _resized(picture if picture.mode == "RGB" else picture.convert("RGB"), place), place
-
-
-Cuts = list[tuple[slice, slice]]
-
-
-def cuts(rgb: Image.Image, place: Canvas, crop_size: int) -> tuple[Cuts, Cuts]:
-    """Where the crops of a canvas and the picture on it overlap, down and across."""
-    return (
-        _overlaps(place.top, rgb.height, crop_size, place.rows),
-        _overlaps(place.left, rgb.width, crop_size, place.columns),
-    )
-
-
-def _overlaps(before: int, length: int, size: int, count: int) -> Cuts:
+def _overlaps(before: int, length: int, size: int, count: int) -> list[tuple[slice, slice]]:
     """Where `count` crops of a side of `size` and a picture of a side of `length`, `before` pixels in, overlap.
 
     Returns: for each crop the part of the picture, and the same part as the crop counts.
@@ -68,8 +53,8 @@ def _overlaps(before: int, length: int, size: int, count: int) -> Cuts:
     ]
 
 
-def _resized(rgb: Image.Image, place: Canvas) -> Image.Image:
-    """The picture on its canvas, bars left out.
+def resized(rgb: Image.Image, place: Canvas) -> Image.Image:
+    """An RGB picture at its size on the canvas, bars left out.
 
     Pillow resizes along the width, rounds, and resizes along the height. A tall picture is published as resized lying
     on its side: along its height first. Two calls that each change one side do that without turning it twice.

@@ -21,14 +21,6 @@ class Pictures:
     """(rows, columns) of each of the N pictures"""
 
 
-def planes(pixels: Tensor) -> Tensor:
-    """Crops as they come from the loader, uint8 [K, c, c, 4], as the model takes them: [K, 3, c, c], contiguous.
-
-    Here and not in the loader's workers, where it takes as long as decoding: for a GPU it is nothing.
-    """
-    return pixels[..., :3].permute(0, 3, 1, 2).contiguous()
-
-
 def read_pictures(
     pixel_values: Tensor | None,
     image_sizes: Tensor | Sequence[Sequence[int]] | None,

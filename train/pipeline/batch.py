@@ -20,8 +20,7 @@ class Encoded:
     labels: NDArray[np.int64]
     """[T]; −100 where nothing is supervised, the first token included."""
     crops: NDArray[np.uint8]
-    """[K, c, c, 4], sub crops of all pictures, row by row, as Pillow holds pixels: red, green, blue and a byte without
-    a meaning. Planes of colours and global views are made on the device."""
+    """[K, 3, c, c], sub crops of all pictures, row by row. Global views are made on the device."""
     grids: NDArray[np.int64]
     """[N, 2], rows and columns of crops of each picture."""
 
@@ -98,7 +97,7 @@ def assemble(
     """Lay samples out as one pack; none makes an empty pack: one token 0 that nothing is learned from.
 
     Args:
-        crops: uint8 [K, c, c, 4], those of all samples one behind the other.
+        crops: uint8 [K, 3, c, c], those of all samples one behind the other.
         array: gives memory for each other array, by shape and dtype.
     """
     ids = [sample.input_ids for sample in samples] or [np.zeros(1, np.int64)]

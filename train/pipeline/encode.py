@@ -20,7 +20,7 @@ from train.pipeline.batch import IGNORED, BadSample, Batch, Encoded, assemble
 from train.pipeline.corpus import Corpus, ShardSet
 from train.pipeline.events import Event
 from train.pipeline.passing import Bytes, Layout
-from train.pipeline.pixels import canvas_pixels
+from train.pipeline.pixels import fill_crops
 from train.pipeline.read import ShardReader
 from train.pipeline.storage import Storage
 
@@ -152,7 +152,7 @@ class Encoder:
                 raise LengthMismatch(
                     f"a picture of {place.rows} × {place.columns} crops, planned were {rows} × {columns}"
                 )
-            canvas_pixels(picture, num_crops, size, out[at : at + rows * columns])
+            fill_crops(picture, num_crops, size, out[at : at + rows * columns])
             at += rows * columns
 
 
@@ -183,7 +183,7 @@ class PackMaker:
         grids = [self._encoder.grids_of(*one) for one in zip(entries, job.num_crops, strict=True)]
         crop_counts = [sum(rows * columns for rows, columns in one) for one in grids]
         size = self._settings.crop_size
-        crops_shape = (sum(crop_counts), size, size, 4)
+        crops_shape = (sum(crop_counts), 3, size, size)
         tokens_shape, ends_shape = (max(sum(job.tokens), 1),), (max(len(entries), 1) + 1,)
         grids_shape = (sum(map(len, grids)), 2)
         room = Layout(

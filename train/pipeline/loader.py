@@ -142,7 +142,7 @@ class Loader:
 
     def _bytes(self, micro: MicroStep) -> int:
         """At most what a pack takes: crops, and three int64 a token."""
-        return micro.pack.crops * 4 * self._plan.spec.crop_size**2 + micro.pack.tokens * 24
+        return micro.pack.crops * 3 * self._plan.spec.crop_size**2 + micro.pack.tokens * 24
 
     def _submit(self, step: int, micro: MicroStep) -> Callable[[], Made]:
         pack = micro.pack
@@ -150,7 +150,7 @@ class Loader:
             crop_size = self._plan.spec.crop_size
             empty = assemble(
                 [],
-                crops=np.zeros((0, crop_size, crop_size, 4), np.uint8),
+                crops=np.zeros((0, 3, crop_size, crop_size), np.uint8),
                 crop_chunks=micro.crop_chunks,
                 label_chunks=micro.label_chunks,
                 number=pack.number,

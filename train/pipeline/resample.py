@@ -1,9 +1,9 @@
 """Pillow's bilinear resampling onto a canvas of crops, bit for bit, compiled: half the time, and no copy after it.
 
 Pillow resizes in two passes, one along each side, and rounds to bytes after each (its `src/libImaging/Resample.c`):
-weights are fixed-point numbers of 22 bits, made of doubles. The same is done here, on the four bytes of a pixel as
-Pillow holds it; the second pass writes into the crops. `tests/unit/test_resample.py` holds it against Pillow, and each
-process does once before it is used.
+weights are fixed-point numbers of 22 bits, made of doubles. The same is done here, from the four bytes of a pixel as
+Pillow holds it; the second pass writes planes of colours into the crops. `tests/unit/test_resample.py` holds it against
+Pillow, and each process does once before it is used.
 """
 
 from typing import Any
@@ -90,6 +90,13 @@ def mix_rows(
 
 
 @compiled
+def separate(row: NDArray[np.uint8], red: NDArray[np.uint8], green: NDArray[np.uint8], blue: NDArray[np.uint8]) -> None:
+    """A row's pixels, four bytes each, as three rows of one colour each."""
+    for place in range(len(red)):
+        red[place], green[place], blue[place] = row[4 * place], row[4 * place + 1], row[4 * place + 2]
+
+
+@compiled
 def spread(row: NDArray[np.uint8], out: NDArray[np.uint64]) -> None:
     """A row's pixels as two numbers of two colours each, 32 bits a colour: room for both products at once."""
     for place in range(len(row) // 4):
@@ -104,7 +111,9 @@ def mix_columns(
     counts: NDArray[np.int32],
     fixed: NDArray[np.int32],
     pairs: bool,
-    out: NDArray[np.uint32],
+    red: NDArray[np.uint8],
+    green: NDArray[np.uint8],
+    blue: NDArray[np.uint8],
 ) -> None:
     """Pixels of one row of the pass along the width.
 
@@ -112,7 +121,7 @@ def mix_columns(
     """
     low, mask = np.uint64(HALF), np.uint64(255)
     both = low | (low << np.uint64(32))
-    for place in range(len(out)):
+    for place in range(len(red)):
         at = 2 * first[place]
         if pairs:
             one, other = np.uint64(fixed[place, 0]), np.uint64(fixed[place, 1])
@@ -124,10 +133,9 @@ def mix_columns(
                 weight = np.uint64(fixed[place, tap])
                 two += weight * row[at + 2 * tap]
                 third += weight * row[at + 2 * tap + 1]
-        red = (two >> np.uint64(BITS)) & mask
-        green = (two >> np.uint64(BITS + 32)) & mask
-        blue = (third >> np.uint64(BITS)) & mask
-        out[place] = red | (green << np.uint64(8)) | (blue << np.uint64(16))
+        red[place] = (two >> np.uint64(BITS)) & mask
+        green[place] = (two >> np.uint64(BITS + 32)) & mask
+        blue[place] = (third >> np.uint64(BITS)) & mask
 
 
 @compiled
@@ -142,48 +150,56 @@ def fill(
     out: NDArray[np.uint8],
 ) -> None:
     """Resize `source` [h, 4 w] to width × height, put it at (left, top) of a white canvas, and cut that into `out`
-    [crops, size, 4 size], row by row. lying: along the height first, as for tall pictures."""
-    size = out.shape[1]
+    [crops, 3, size, size], row by row. lying: along the height first, as for tall pictures."""
+    size = out.shape[2]
     high, across = source.shape[0], source.shape[1] // 4
+    as_it_is = high == height and across == width
     by_row, row_counts, row_weights = weights(high, height)
     by_column, column_counts, column_weights = weights(across, width)
     pairs = column_counts.max() <= 2
     line = np.zeros(2 * across + 2, np.uint64)
-    # What the second pass reads: of the first one row at a time, or all.
-    between = np.empty((1, 4 * across) if lying else (high, 4 * width), np.uint8)
-    if not lying:
-        for number in range(high):
-            spread(source[number], line)
-            mix_columns(line, by_column, column_counts, column_weights, pairs, between[number].view(np.uint32))
+    # What the second pass reads: of the first one row at a time, or planes of all.
+    flat = np.empty(4 * across, np.uint8)
+    between = np.empty((3, 0 if lying or as_it_is else high, width), np.uint8)
+    for number in range(between.shape[1]):
+        spread(source[number], line)
+        red, green, blue = between[0, number], between[1, number], between[2, number]
+        mix_columns(line, by_column, column_counts, column_weights, pairs, red, green, blue)
     for place in range(out.shape[0] // columns * size):
         number = place - top
         inside = 0 <= number < height
-        if inside and lying:
-            mix_rows(source, by_row[number], row_counts[number], row_weights[number], 0, between[0])
-            spread(between[0], line)
+        if inside and lying and not as_it_is:
+            mix_rows(source, by_row[number], row_counts[number], row_weights[number], 0, flat)
+            spread(flat, line)
         for column in range(columns):
-            crop = out[(place // size) * columns + column, place % size]
+            crop = out[(place // size) * columns + column]
             begin = min(max(left - column * size, 0), size)
             end = min(max(left + width - column * size, begin), size) if inside else begin
-            crop[: 4 * begin] = WHITE
-            crop[4 * end :] = WHITE
+            for plane in range(3):
+                crop[plane, place % size, :begin] = WHITE
+                crop[plane, place % size, end:] = WHITE
             if begin == end:
                 continue
             start, stop = column * size + begin - left, column * size + end - left
-            part = crop[4 * begin : 4 * end]
-            if lying:
+            red = crop[0, place % size, begin:end]
+            green = crop[1, place % size, begin:end]
+            blue = crop[2, place % size, begin:end]
+            if as_it_is:
+                separate(source[number, 4 * start : 4 * stop], red, green, blue)
+            elif lying:
                 mine = slice(start, stop)
                 counts, share = column_counts[mine], column_weights[mine]
-                mix_columns(line, by_column[mine], counts, share, pairs, part.view(np.uint32))
+                mix_columns(line, by_column[mine], counts, share, pairs, red, green, blue)
             else:
-                mix_rows(between, by_row[number], row_counts[number], row_weights[number], 4 * start, part)
+                for plane in range(3):
+                    part = crop[plane, place % size, begin:end]
+                    mix_rows(between[plane], by_row[number], row_counts[number], row_weights[number], start, part)
 
 
 def resample(pixels: NDArray[np.uint32], place: Canvas, out: NDArray[np.uint8]) -> None:
-    """Resize a picture onto its canvas and cut that into crops.
+    """Resize a picture onto its canvas, where it has not that size yet, and cut that into crops.
 
-    Arguments: uint32 [height, width], pixels as Pillow holds them; where they go; uint8 [crops, size, size, 4].
+    Arguments: uint32 [height, width], pixels as Pillow holds them; where they go; uint8 [crops, 3, size, size].
     """
-    crops = out.reshape((len(out), out.shape[1], 4 * out.shape[2]), copy=False)
     size = (place.resized_width, place.resized_height)
-    fill(pixels.view(np.uint8), *size, place.left, place.top, place.columns, place.transposed, crops)
+    fill(pixels.view(np.uint8), *size, place.left, place.top, place.columns, place.transposed, out)
