@@ -91,7 +91,8 @@ def _open(path: Path) -> sqlite3.Connection:
     database.execute("PRAGMA journal_mode = WAL")
     database.execute("PRAGMA synchronous = NORMAL")
     database.execute("CREATE TABLE IF NOT EXISTS about (value TEXT)")
-    database.execute("CREATE TABLE IF NOT EXISTS urls (hash BLOB PRIMARY KEY, run INTEGER, outcome TEXT) WITHOUT ROWID")
+    # A table by row numbers, which grows at its end: in one by hashes each row would change a page of its own.
+    database.execute("CREATE TABLE IF NOT EXISTS urls (hash BLOB PRIMARY KEY, run INTEGER, outcome TEXT)")
     return database
 
 
