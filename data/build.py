@@ -25,7 +25,7 @@ from data.build_plan import bring_plan, build_record
 from data.build_report import Outcome, report
 from data.fetch import FetchCounts, FetchSettings, fetch
 from data.ledger import Ledger
-from data.light import run_lightly
+from data.light import run_lightly, trim
 from data.manifest import CHAT_TEMPLATES, Manifest, ManifestError
 from data.mapping import Mapping
 from data.mapping_file import check_columns, load_mapping
@@ -74,6 +74,7 @@ def build(settings: BuildSettings) -> Outcome:
         if "split" in settings.steps or "write" in settings.steps:
             outcome.plan, made = bring_plan(settings, mapping, ledger)
             outcome.changed |= made
+            trim()  # what the split took, before workers come again
         if "write" in settings.steps:
             with worker_pool(settings.workers) as pool:  # a new one, so that none takes memory during the split
                 _write(settings, mapping, ledger, pool, outcome)

@@ -38,6 +38,7 @@ def leave_pandas_out() -> None:
 
 def trim() -> None:
     """Give the memory that was let go back to the system; glibc keeps what lies below a piece that is still held."""
+    pa.default_memory_pool().release_unused()
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 
