@@ -54,8 +54,9 @@ class Kept:
 
     def clear(self) -> None:
         """Let all columns go."""
+        empty = Kept()
         for column in fields(self):
-            setattr(self, column.name, getattr(Kept(), column.name))
+            setattr(self, column.name, getattr(empty, column.name))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
