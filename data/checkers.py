@@ -33,7 +33,7 @@ class Checkers:
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue(2 * workers * BATCH)
 
     async def check(self, job: CheckJob) -> Found | Lost:
-        """Have a file checked. A file of ours is gone when this returns: kept as a picture, or removed."""
+        """Have a file checked. A file of ours is released when this returns."""
         waiting = _Waiting(job, asyncio.get_running_loop().create_future())
         await self._queue.put(waiting)
         return await waiting.outcome
@@ -46,7 +46,7 @@ class Checkers:
             if job.attempts:
                 self._store.put(outcome)
             if job.ours:
-                self._incoming.release(job.path)
+                self._incoming.release(job.path, isinstance(outcome, Found) and outcome.offset > 0)
         return outcomes
 
     async def run(self) -> None:

@@ -37,9 +37,9 @@ class CheckJob:
     path: str
     offset: int = 0
     bytes: int | None = None
-    """From there; None: to the file's end."""
+    """From there, in a volume (data/volumes.py), where it stays; None: the whole file."""
     ours: bool
-    """Brought here by us: also kept in pictures/. Else it is read where it is."""
+    """Brought here by us, for good in a volume or in pictures/. Else it is read where it is."""
     asked: int
     """As of `Found`, as are the others."""
     host: str = ""
@@ -84,6 +84,7 @@ class _Kept:
 
     job: CheckJob
     place: str
+    offset: int
     format: str
     bytes: int
     sha256: str
@@ -117,14 +118,17 @@ def _keep_file(checking: Checking, job: CheckJob) -> _Kept | Lost:
     except PictureError as error:
         return job.lost(error.reason, f"{job.url[:500]}: {error.detail}")
     sha256 = hashlib.sha256(picture.data).hexdigest()
-    place, mtime_ns = job.path, status.st_mtime_ns
-    if job.ours or picture.data is not data:
+    place, offset, mtime_ns = job.path, 0, status.st_mtime_ns
+    if job.bytes is not None and picture.data is data:
+        place, offset, mtime_ns = job.path.removeprefix(f"{checking.downloads}/"), job.offset, 0
+    elif job.ours or picture.data is not data:
         place, mtime_ns = f"pictures/{sha256[:2]}/{sha256}.{picture.format}", 0
-        already = job.path if job.ours and job.bytes is None and picture.data is data else None
+        already = job.path if job.ours and picture.data is data else None
         _keep(os.path.join(checking.downloads, place), picture.data, already)
     return _Kept(
         job=job,
         place=place,
+        offset=offset,
         format=picture.format,
         bytes=len(picture.data),
         sha256=sha256,
@@ -140,6 +144,7 @@ def _found(kept: _Kept, phash: int, look: bytes) -> Found:
     return Found(
         url=job.url,
         place=kept.place,
+        offset=kept.offset,
         format=kept.format,
         bytes=kept.bytes,
         sha256=kept.sha256,

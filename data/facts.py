@@ -17,6 +17,7 @@ from data.index import Index
 from data.ledger import Ledger, LedgerError, Record
 from data.manifest import Manifest
 from data.mapping_file import make_mapping
+from data.originals import PictureChanged, bytes_of
 from data.rules import MappingError
 from data.schema import Sample
 from data.shards import read_sample
@@ -172,7 +173,7 @@ class _Known:
         pictures = []
         for found in record.pictures if thumbnails else ():
             try:
-                pictures.append(thumbnail((self._ledger.downloads / found.place).read_bytes()))
-            except OSError:
+                pictures.append(thumbnail(bytes_of(self._ledger.downloads, found)))
+            except PictureChanged:
                 continue
         return links, tuple(pictures)

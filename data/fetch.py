@@ -20,9 +20,10 @@ from data.failures import DownloadError
 from data.images import KEEP, MAX_PIXELS, Rewriting
 from data.incoming import Incoming, Stretch
 from data.ledger import PART_ROWS, Found, Ledger, Lost, Record, Summary
+from data.originals import unchanged
 from data.parts import ALL
 from data.parts import Part as Share
-from data.pending import ELSEWHERE, Ask, Bring, Part, PartReader, Pending, unchanged
+from data.pending import ELSEWHERE, Ask, Bring, Part, PartReader, Pending
 from data.places import PlaceError, copy_here
 from data.probe import Probe, ProbeFailed
 from data.progress import Report
@@ -131,7 +132,8 @@ class _Fetch:
         self._share = share
         self._counts = FetchCounts()
         self._rows_failed = 0
-        self._incoming = Incoming(ledger.downloads / f"incoming{share.suffix}", store.commit)
+        folder, volumes = (ledger.downloads / f"{name}{share.suffix}" for name in ("incoming", "volumes"))
+        self._incoming = Incoming(folder, volumes, store.commit)
         self._probe = Probe(settings.asking.probe)
         self._flying: dict[str, asyncio.Future[Found | Lost]] = {}
         self._downloader: Downloader | None = None
@@ -281,7 +283,7 @@ class _Fetch:
         if flying is not None:
             return await asyncio.shield(flying)
         earlier, fresh = self._store.get(ask.url) or (ask.earlier, False)
-        if isinstance(earlier, Found) and unchanged(self._ledger, earlier):
+        if isinstance(earlier, Found) and unchanged(self._ledger.downloads, earlier):
             return earlier
         if isinstance(earlier, Lost) and (fresh or not self._settings.asking.again(earlier)):
             return earlier

@@ -1,25 +1,21 @@
-"""Downloads that wait to be checked, one behind the other in a few files: a fetch that was killed finds them again.
+"""Downloads that wait to be checked: a fetch that was killed finds them again.
 
-A file of its own for each would cost more than checking it: its name is made, changed and removed on a disk that has
-millions of them. Only pictures too large to be held in memory have one.
+They lie in volumes, where those that prove to be pictures stay. Only what is too large to be held in memory has a file
+of its own until it is checked.
 """
 
 import os
-import struct
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import xxhash
-
 from data.asking import Visit
 from data.urls import url_hash
+from data.volumes import pack, whole_ones
 
-FILE_BYTES = 64 << 20  # after which the next file is begun
-_HEADER = struct.Struct("<4s16sQQHB")  # mark, hash of the URL, bytes, hash of them, attempts, length of the verdict
-_MARK = b"pic1"
-_SUFFIX = ".pictures"
+VOLUME_BYTES = 64 << 20  # after which the next one is begun
+_VOLUME, _OPEN = ".pictures", ".open"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,29 +38,35 @@ class _Left:
 
 
 class Incoming:
-    """The folder of what has arrived and is not checked yet."""
+    """What has arrived. Beside a volume lies a mark until all that is in it was checked and remembered."""
 
-    def __init__(self, folder: Path, settle: Callable[[], None]) -> None:
-        """Open the folder; what an earlier run left half-done in it is removed, what was whole is kept.
+    def __init__(self, folder: Path, volumes: Path, settle: Callable[[], None]) -> None:
+        """Open both folders; what an earlier run left half-done in the first is removed, what was whole is kept.
 
-        `settle` is called before anything is removed that was checked: what became of it must outlive it.
+        `settle` is called before anything is taken for checked: what became of it must be remembered by then.
         """
         self.folder = folder
+        self._volumes = volumes
         self._settle = settle
         folder.mkdir(parents=True, exist_ok=True)
+        volumes.mkdir(parents=True, exist_ok=True)
         self._left: dict[bytes, _Left] = {}
         self._old: list[str] = []
-        for path in sorted(folder.iterdir()):
-            if path.suffix == _SUFFIX:
-                self._old.append(str(path))
-                self._left |= _whole_ones(path)
-            elif path.name.count(".") == 2:
+        for path in folder.iterdir():
+            if path.name.count(".") == 2:
                 name, attempts, robots = path.name.split(".")
                 self._left[bytes.fromhex(name)] = _Left(Stretch(str(path)), int(attempts), robots)
             else:
                 path.unlink()
-        self._number = max((int(Path(path).stem) for path in self._old), default=0)
+        for mark in sorted(volumes.glob(f"*{_OPEN}")):
+            volume = mark.with_suffix(_VOLUME)
+            self._old.append(str(volume))
+            for one in whole_ones(volume) if volume.is_file() else ():
+                stretch = Stretch(str(volume), one.offset, one.bytes)
+                self._left[one.url_hash] = _Left(stretch, one.attempts, one.robots)
+        self._number = max((int(path.stem) for path in volumes.iterdir()), default=0)
         self._waiting: Counter[str] = Counter()
+        self._used: set[str] = set()
         self._path = ""
         self._descriptor = -1
         self._end = 0
@@ -79,21 +81,18 @@ class Incoming:
             path = f"{self.folder}/{url_hash(url).hex()}.{visit.attempts}.{visit.robots}"
             os.rename(self.beside(url), path)
             return Stretch(path)
-        if self._descriptor < 0 or self._end >= FILE_BYTES:
+        if self._descriptor < 0 or self._end >= VOLUME_BYTES:
             self._begin()
-        robots = visit.robots.encode()
-        header = _HEADER.pack(
-            _MARK, url_hash(url), len(data), xxhash.xxh3_64_intdigest(data), visit.attempts, len(robots)
-        )
-        start = self._end + len(header) + len(robots)
+        packed, start = pack(url_hash(url), data, visit.attempts, visit.robots)
         try:
-            _write(self._descriptor, b"".join((header, robots, data)))
+            _write(self._descriptor, packed)
         except OSError:
             os.ftruncate(self._descriptor, self._end)
             raise
-        self._end = start + len(data)
+        stretch = Stretch(self._path, self._end + start, len(data))
+        self._end += len(packed)
         self._waiting[self._path] += 1
-        return Stretch(self._path, start, len(data))
+        return stretch
 
     def find(self, url: str, visit: Visit) -> Stretch | None:
         """What an earlier run left whole of a URL, if anything; `visit` is filled in."""
@@ -103,24 +102,32 @@ class Incoming:
         visit.attempts, visit.robots = left.attempts, left.robots
         return left.stretch
 
-    def release(self, path: str) -> None:
-        """Say that a stretch of a file, or a file of its own in this folder, was checked and is not needed any more."""
+    def release(self, path: str, stays: bool) -> None:
+        """Say that a stretch of a volume, or a file of its own, was checked; `stays`: it is a picture of the volume."""
         if path in self._waiting:
             self._waiting[path] -= 1
-            self._remove_settled()
+            if stays:
+                self._used.add(path)
+            self._end_settled()
         elif path not in self._old:
             self._settle()
             os.unlink(path)
 
     def clear(self) -> None:
-        """Remove everything: what was checked, and what no row asks for any more."""
+        """Say that nothing waits any more; what no row asks for, and volumes in which no picture stays, are removed."""
         self._settle()
         self.close()
-        for path in (*self._old, *self._waiting, *(left.stretch.path for left in self._left.values())):
-            Path(path).unlink(missing_ok=True)
+        for left in self._left.values():
+            if left.stretch.path not in self._old:
+                os.unlink(left.stretch.path)
+        for volume in self._old:
+            _unmark(volume)
+        for volume in self._waiting:
+            self._finish(volume)
+        self._waiting.clear()
 
     def close(self) -> None:
-        """Close the file that is written; what is in it stays."""
+        """Close the volume that is written; what is in it stays."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -128,33 +135,32 @@ class Incoming:
     def _begin(self) -> None:
         self.close()
         self._number += 1
-        self._path, self._end = f"{self.folder}/{self._number:06d}{_SUFFIX}", 0
+        base = f"{self._volumes}/{self._number:06d}"
+        self._path, self._end = base + _VOLUME, 0
+        # The mark first: a volume without one is taken for settled.
+        os.close(os.open(base + _OPEN, os.O_WRONLY | os.O_CREAT, 0o666))
         self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
         self._waiting[self._path] = 0
-        self._remove_settled()
+        self._end_settled()
 
-    def _remove_settled(self) -> None:
+    def _end_settled(self) -> None:
         done = [path for path, waiting in self._waiting.items() if not waiting and path != self._path]
         if done:
             self._settle()
         for path in done:
-            os.unlink(path)
+            self._finish(path)
             del self._waiting[path]
 
+    def _finish(self, volume: str) -> None:
+        if volume in self._used:
+            self._used.remove(volume)
+        else:
+            os.unlink(volume)
+        _unmark(volume)
 
-def _whole_ones(path: Path) -> dict[bytes, _Left]:
-    """What was written whole into a file, by the hash of its URL; a kill may have cut the last one."""
-    found = {}
-    with path.open("rb") as file:
-        while len(header := file.read(_HEADER.size)) == _HEADER.size:
-            mark, url, count, digest, attempts, length = _HEADER.unpack(header)
-            robots = file.read(length)
-            start = file.tell()
-            data = file.read(count) if mark == _MARK else b""
-            if mark != _MARK or len(data) != count or xxhash.xxh3_64_intdigest(data) != digest:
-                break
-            found[url] = _Left(Stretch(str(path), start, count), attempts, robots.decode())
-    return found
+
+def _unmark(volume: str) -> None:
+    os.unlink(volume.removesuffix(_VOLUME) + _OPEN)
 
 
 def _write(descriptor: int, data: bytes) -> None:

@@ -18,7 +18,7 @@ from data.schema import UserError
 from data.whole import whole_file, write_whole
 
 PART_ROWS = 500
-_VERSION = "phi3v-ledger-4"
+_VERSION = "phi3v-ledger-5"
 _PICTURE = pa.struct(
     [
         ("url", pa.string()),
@@ -29,6 +29,7 @@ _PICTURE = pa.struct(
         ("detail", pa.string()),
         ("asked", pa.uint64()),
         ("place", pa.string()),
+        ("offset", pa.int64()),
         ("format", pa.string()),
         ("bytes", pa.int64()),
         ("sha256", pa.string()),
@@ -67,6 +68,8 @@ class Found:
     """As the catalogue names it: a URL or a path."""
     place: str
     """Of the bytes: relative to downloads/, or a path of its own if they are read where they are."""
+    offset: int = 0
+    """Where they begin in a volume (data/volumes.py); 0 of a file of its own."""
     format: str
     bytes: int
     sha256: str
@@ -198,12 +201,9 @@ class Ledger:
         except (FileNotFoundError, pa.ArrowInvalid) as error:
             raise LedgerError(f"{self.path(part)}: not there or damaged; fetch again with --only fetch") from error
 
-    def forget(self, record: Record) -> None:
-        """Drop the part of a record whose pictures are not what it says, so that the next fetch looks at them anew."""
-        for picture in record.pictures:
-            if not Path(picture.place).is_absolute():
-                (self.downloads / picture.place).unlink(missing_ok=True)
-        self.path(record.row // PART_ROWS).unlink(missing_ok=True)
+    def forget(self, row: int) -> None:
+        """Drop the part of a row, so that the next fetch looks at its pictures anew."""
+        self.path(row // PART_ROWS).unlink(missing_ok=True)
         self.reopen()
 
     def finish(self, summary: Summary) -> None:

@@ -12,6 +12,7 @@ from data.checking import CheckJob
 from data.entries import Entry
 from data.ledger import PART_ROWS, Found, Ledger, Lost, Record
 from data.locate import Inside, Local, Nowhere, Place, Remote, Stored, locate, without_bytes
+from data.originals import unchanged
 from data.schema import Rejected, Row
 
 
@@ -118,7 +119,7 @@ class PartReader:
         where = locate(value, self._image_root)
         asked = _asked(where)
         earlier = known.get(asked)
-        if isinstance(earlier, Found) and not unchanged(self._ledger, earlier):
+        if isinstance(earlier, Found) and not unchanged(self._ledger.downloads, earlier):
             earlier = None
         if isinstance(where, Nowhere):
             name = value if isinstance(value, str) else ""
@@ -136,15 +137,6 @@ class PartReader:
             return Bring(where.url, job)
         path.write_bytes(where.data)
         return job
-
-
-def unchanged(ledger: Ledger, picture: Found) -> bool:
-    """Whether a picture's file still is as it was when it was checked, by its size and time."""
-    try:
-        found = (ledger.downloads / picture.place).stat()
-    except OSError:
-        return False
-    return found.st_size == picture.bytes and picture.mtime_ns in (0, found.st_mtime_ns)
 
 
 def _asked(where: Place) -> int:

@@ -1,11 +1,9 @@
 """Write: the plan → tars and indexes; a shard whose inputs are unchanged is not written again."""
 
 import json
-import os
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from hashlib import sha256
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -15,20 +13,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data.index import SCHEMA, to_table, write_table
-from data.ledger import Found, Ledger, Record
+from data.ledger import Ledger, Record
 from data.manifest import FORMAT_VERSION, file_sha256
 from data.mapping import Mapping
+from data.originals import PictureChanged, bytes_of, forget
 from data.parts import ALL, Part
 from data.plan import Ints, Plan, ShardPlan, SplitPlan
-from data.schema import Picture, UserError
+from data.schema import Picture
 from data.shards import ShardWriter, shard_name
 from data.tokens import Tokens
 from data.whole import remove_leftovers, whole_file
 from data.workers import in_order
-
-
-class PictureChanged(UserError):
-    """A picture is not any more what the ledger says."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,27 +215,19 @@ def write_shard(job: WriteJob) -> int:
 def _pictures(ledger: Ledger, record: Record) -> list[Picture]:
     """A row's pictures, proved to be those that were checked."""
     try:
-        # As text: joining paths as objects takes longer than reading a small picture.
-        return [_picture(os.path.join(ledger.downloads, found.place), found) for found in record.pictures]
+        return [
+            Picture(
+                data=bytes_of(ledger.downloads, found),
+                format=found.format,
+                width=found.width,
+                height=found.height,
+                sha256=found.sha256,
+                phash=found.phash,
+            )
+            for found in record.pictures
+        ]
     except PictureChanged:
-        ledger.forget(record)
+        for found in record.pictures:
+            forget(ledger.downloads, found)
+        ledger.forget(record.row)
         raise
-
-
-def _picture(path: str, found: Found) -> Picture:
-    again = "run the same command again to look at it anew; everything else is kept"
-    try:
-        with open(path, "rb", buffering=0) as file:
-            data = file.readall() or b""
-    except OSError as error:
-        raise PictureChanged(f"{path}: {error.strerror}, but it was there when it was checked; {again}") from error
-    if sha256(data).hexdigest() != found.sha256:
-        raise PictureChanged(f"{path} was changed after it was checked; {again}")
-    return Picture(
-        data=data,
-        format=found.format,
-        width=found.width,
-        height=found.height,
-        sha256=found.sha256,
-        phash=found.phash,
-    )

@@ -1,10 +1,11 @@
 """Downloads that wait to be checked: what was whole is found again, whatever was cut."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from data import incoming
+from data import incoming, volumes
 from data.asking import Visit
 from data.incoming import Incoming, Stretch
 
@@ -18,13 +19,21 @@ def bytes_of(stretch: Stretch) -> bytes:
     return data[stretch.offset :] if stretch.bytes is None else data[stretch.offset : stretch.offset + stretch.bytes]
 
 
+def opened(folder: Path, settle: Callable[[], None] = lambda: None) -> Incoming:
+    return Incoming(folder / "incoming", folder / "volumes", settle)
+
+
 def keep(folder: Incoming, count: int) -> list[Stretch]:
     return [folder.keep(f"url-{number}", visited(number + 1), b"%d " % number * 100) for number in range(count)]
 
 
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 def test_a_new_start_finds_what_came_whole(tmp_path: Path) -> None:
-    keep(Incoming(tmp_path, lambda: None), 3)
-    again, visit = Incoming(tmp_path, lambda: None), Visit()
+    keep(opened(tmp_path), 3)
+    again, visit = opened(tmp_path), Visit()
     found = again.find("url-1", visit)
     assert found is not None
     assert bytes_of(found) == b"1 " * 100
@@ -32,49 +41,70 @@ def test_a_new_start_finds_what_came_whole(tmp_path: Path) -> None:
     assert again.find("url-1", Visit()) is None
     assert again.find("url-7", Visit()) is None
     again.clear()
-    assert not list(tmp_path.iterdir())
+    # Of what was checked before this start nothing is known here: it may be what the ledger names.
+    assert names(tmp_path / "volumes") == ["000001.pictures"]
+    assert opened(tmp_path).find("url-2", Visit()) is None
 
 
 @pytest.mark.parametrize("cut", [1, 60, 199, 230, 260])
 def test_a_download_that_a_kill_cut_is_not_found_and_those_before_it_are(tmp_path: Path, cut: int) -> None:
-    keep(Incoming(tmp_path, lambda: None), 3)
-    (path,) = tmp_path.iterdir()
+    path = Path(keep(opened(tmp_path), 3)[0].path)
     path.write_bytes(path.read_bytes()[:-cut])
-    again = Incoming(tmp_path, lambda: None)
-    assert [again.find(f"url-{number}", Visit()) is not None for number in range(3)] == [True, cut < 240, False]
+    again = opened(tmp_path)
+    assert [again.find(f"url-{number}", Visit()) is not None for number in range(3)] == [True, cut < 250, False]
 
 
 def test_bytes_that_are_not_those_that_came_are_not_found(tmp_path: Path) -> None:
-    stretch = keep(Incoming(tmp_path, lambda: None), 1)[0]
+    stretch = keep(opened(tmp_path), 1)[0]
     data = bytearray(Path(stretch.path).read_bytes())
     data[stretch.offset + 5] ^= 1
     Path(stretch.path).write_bytes(data)
-    assert Incoming(tmp_path, lambda: None).find("url-0", Visit()) is None
+    assert opened(tmp_path).find("url-0", Visit()) is None
 
 
-def test_a_file_goes_once_all_of_it_is_checked_and_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(incoming, "FILE_BYTES", 500)
-    settled: list[int] = []
-    folder = Incoming(tmp_path, lambda: settled.append(len(list(tmp_path.iterdir()))))
+def test_one_that_was_forgotten_is_not_found_and_those_behind_it_are(tmp_path: Path) -> None:
+    stretches = keep(opened(tmp_path), 3)
+    volumes.forget(stretches[1].path, stretches[1].offset)
+    again = opened(tmp_path)
+    assert [again.find(f"url-{number}", Visit()) is not None for number in range(3)] == [True, False, True]
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_a_volume_is_settled_once_all_of_it_is_checked_and_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stays: bool
+) -> None:
+    monkeypatch.setattr(incoming, "VOLUME_BYTES", 600)
+    settled: list[list[str]] = []
+    folder = opened(tmp_path, lambda: settled.append(names(tmp_path / "volumes")))
     stretches = keep(folder, 6)
-    assert len(list(tmp_path.iterdir())) == 2
+    both = ["000001.open", "000001.pictures", "000002.open", "000002.pictures"]
+    assert names(tmp_path / "volumes") == both
     for stretch in stretches[:2]:
-        folder.release(stretch.path)
-    assert len(list(tmp_path.iterdir())) == 2
-    folder.release(stretches[2].path)
-    assert [path.name for path in tmp_path.iterdir()] == [Path(stretches[3].path).name]
-    assert settled == [2]  # before it went
+        folder.release(stretch.path, stays and stretch is stretches[0])
+    assert names(tmp_path / "volumes") == both
+    folder.release(stretches[2].path, False)
+    assert names(tmp_path / "volumes") == both[1:][: 3 if stays else 0] + ([] if stays else both[2:])
+    assert settled == [both]  # before it was
+
+
+def test_a_volume_without_bytes_that_was_just_begun_does_no_harm(tmp_path: Path) -> None:
+    folder = opened(tmp_path)
+    (tmp_path / "volumes" / "000004.open").touch()
+    folder = opened(tmp_path)
+    assert Path(keep(folder, 1)[0].path).name == "000005.pictures"
+    folder.clear()
+    assert names(tmp_path / "volumes") == []
 
 
 def test_a_large_download_has_a_file_of_its_own(tmp_path: Path) -> None:
-    folder = Incoming(tmp_path, lambda: None)
+    folder = opened(tmp_path)
     Path(folder.beside("large")).write_bytes(b"x" * 1000)
     folder.keep("large", visited(2), None)
     Path(folder.beside("half")).write_bytes(b"x")
-    again, visit = Incoming(tmp_path, lambda: None), Visit()
+    again, visit = opened(tmp_path), Visit()
     found = again.find("large", visit)
     assert found is not None
     assert bytes_of(found) == b"x" * 1000
     assert visit.attempts == 2
-    again.release(found.path)
-    assert not list(tmp_path.iterdir())
+    again.release(found.path, False)
+    assert not names(tmp_path / "incoming")
