@@ -28,6 +28,8 @@ _ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(4 << 20),
     "MALLOC_TOP_PAD_": str(1 << 20),
 }
+# What gives workers their work comes first: one that waits for it goes idle, or takes a file where it could take fifty.
+_NICER = 5
 
 
 class WorkerDied(UserError):
@@ -95,8 +97,9 @@ def _wake(pool: Executor, workers: int) -> None:
 
 
 def _start() -> None:
-    """Leave Ctrl-C to the parent, and end when the parent ends: a worker blocked on its queue would not notice."""
+    """Step back behind the parent, leave Ctrl-C to it, and end with it, which one that waits would not notice."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(_NICER)
     parent = parent_process()
     if parent is None:
         return
