@@ -15,6 +15,7 @@ from data.failures import DownloadError
 from data.hosts import Host, Hosts
 from data.images import SIGNATURES
 from data.robots import AGENT, MAX_ROBOTS_BYTES, Answer, Robots, forbids_training
+from data.wire import Response, Wire
 
 USER_AGENT = f"{AGENT}/0.1 (shard builder; fetches product pictures of the catalogue it was given)"
 RETRIED_STATUS = (408, 425, 429, 500, 502, 503, 504)
@@ -38,18 +39,12 @@ class Downloader:
 
     async def __aenter__(self) -> "Downloader":
         # Bytes as the server sends them: what is packed again is no picture, and an unpacked bomb is never made.
-        connector = aiohttp.TCPConnector(resolver=self._resolver, limit=0, use_dns_cache=False)
-        self._session = aiohttp.ClientSession(
-            connector=connector,
-            headers={"User-Agent": USER_AGENT, "Accept": "image/*", "Accept-Encoding": "identity"},
-            auto_decompress=False,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None),
-        )
+        headers = {"User-Agent": USER_AGENT, "Accept": "image/*", "Accept-Encoding": "identity"}
+        self._wire = Wire(self._resolver, headers)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._session.close()
+        await self._wire.close()
 
     async def fetch(self, text: str, path: str, visit: Visit) -> bytes | None:
         """Download a URL.
@@ -127,7 +122,7 @@ class Downloader:
 
     async def _follow(self, url: URL, host: Host, path: str, visit: Visit) -> bytes | None:
         for _ in range(self._limits.max_redirects + 1):
-            async with self._session.get(url, allow_redirects=False) as response:
+            with await self._wire.get(url) as response:
                 target = response.headers.get("Location")
                 if response.status not in REDIRECTS or not target:
                     return await self._receive(response, path, visit)
@@ -139,7 +134,7 @@ class Downloader:
                 host = other
         raise DownloadError("redirects", f"more than {self._limits.max_redirects}, the last one to {str(url)[:200]}")
 
-    async def _receive(self, response: aiohttp.ClientResponse, path: str, visit: Visit) -> bytes | None:
+    async def _receive(self, response: Response, path: str, visit: Visit) -> bytes | None:
         if response.status != 200:
             raise _refusal(response)
         wish = forbids_training(response.headers.getall("X-Robots-Tag", ()))
@@ -149,14 +144,14 @@ class Downloader:
         packing = response.headers.get("Content-Encoding", "identity").lower()
         if packing != "identity":
             raise DownloadError("packed", f"the server sends it packed ({packing[:50]}), though asked for plain bytes")
-        if (response.content_length or 0) > self._limits.max_bytes:
-            raise self._too_large(f"{response.content_length:,} bytes announced")
+        if response.announced > self._limits.max_bytes:
+            raise self._too_large(f"{response.announced:,} bytes announced")
         return await self._save(response, path)
 
-    async def _save(self, response: aiohttp.ClientResponse, path: str) -> bytes | None:
+    async def _save(self, response: Response, path: str) -> bytes | None:
         held, held_bytes, received, checked, spilled = list[bytes](), 0, 0, False, False
         try:
-            async for chunk in response.content.iter_any():
+            while chunk := await response.content.readany():
                 held.append(chunk)
                 held_bytes += len(chunk)
                 received += len(chunk)
@@ -203,12 +198,12 @@ class Downloader:
     async def _robots_text(self, url: URL) -> Answer:
         for _ in range(self._limits.max_redirects + 1):
             await self._resolver.check(url.raw_host or "", url.port or 0)
-            async with self._session.get(url, allow_redirects=False) as response:
+            with await self._wire.get(url) as response:
                 target = response.headers.get("Location")
                 if response.status not in REDIRECTS or not target:
                     text = bytearray()
                     if response.status == 200:
-                        async for chunk in response.content.iter_any():
+                        while chunk := await response.content.readany():
                             text += chunk
                             if len(text) >= MAX_ROBOTS_BYTES:
                                 break
@@ -237,7 +232,7 @@ def _joined(url: URL, target: str) -> URL:
         raise DownloadError("bad-url", f"redirected to {target[:200]!r}: {error}") from error
 
 
-def _refusal(response: aiohttp.ClientResponse) -> DownloadError:
+def _refusal(response: Response) -> DownloadError:
     status = response.status
     reason = REASONS.get(status, "server-error" if status >= 500 else "http-error")
     retry = _retry_after_s(response.headers.get("Retry-After", "")) if status in RETRIED_STATUS else None

@@ -52,6 +52,8 @@ class Host:
 
     def reserve(self) -> float:
         """Take the next token; returns the seconds until it is there and the host is not held, negative if they are."""
+        if not self._interval_s and not self._held_until:
+            return 0.0
         now = _now()
         pause = self._held_until - now
         if self._interval_s:
