@@ -61,7 +61,7 @@ class ShardWriter:
         self._stack = ExitStack()
 
     def __enter__(self) -> "ShardWriter":
-        self._stream = self._stack.enter_context(whole_file(self.path))
+        self._stream = self._stack.enter_context(whole_file(self.path, cached=False))
         return self
 
     def __exit__(

@@ -8,8 +8,11 @@ from typing import BinaryIO
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A stream whose bytes stand at `path` once the block ends well; if it does not, nothing changes there."""
+def whole_file(path: Path, cached: bool = True) -> Iterator[BinaryIO]:
+    """A stream whose bytes stand at `path` once the block ends well; if it does not, nothing changes there.
+
+    Unless `cached`, they take no memory that other files' bytes could be kept in, as nobody reads them soon.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -17,6 +20,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
+            if not cached:
+                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         os.replace(beside, path)
     except BaseException:
         beside.unlink(missing_ok=True)
