@@ -18,6 +18,7 @@ def run_lightly() -> None:
     """
     leave_pandas_out()
     gc.freeze()
+    gc.enable()
     gc.set_threshold(_COLLECT_AFTER)
 
 

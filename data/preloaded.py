@@ -1,5 +1,9 @@
 """What workers have in memory when they are forked: imported once, beside the program's own start."""
 
+import gc
+
+gc.disable()  # as in data.build
+
 import data.checking
 import data.mapped
 import data.write
