@@ -13,10 +13,11 @@ import xxhash
 from data.index import Index, IndexEntry, Member
 from data.manifest import Manifest
 from data.schema import Picture, Sample, SampleError, UserError
-from data.whole import whole_file
+from data.whole import send_out, whole_file
 
 BLOCK = tarfile.BLOCKSIZE
 END = b"\0" * (2 * BLOCK)
+SENT_BYTES = 4 << 20  # after which they are sent to the disk, which is then done soon after the last of them
 
 
 class ShardError(UserError):
@@ -56,7 +57,7 @@ class ShardWriter:
         """Takes the tar's path and its number in the split."""
         self.path = path
         self.number = number
-        self.bytes = 0
+        self.bytes = self._sent = 0
         self._sha256 = hashlib.sha256()
         self._stack = ExitStack()
 
@@ -103,6 +104,9 @@ class ShardWriter:
         self._stream.write(piece)
         self._sha256.update(piece)
         self.bytes += len(piece)
+        if self.bytes - self._sent >= SENT_BYTES:
+            send_out(self._stream)
+            self._sent = self.bytes
 
 
 def _header(name: str, size: int) -> bytes:

@@ -21,12 +21,23 @@ def whole_file(path: Path, cached: bool = True) -> Iterator[BinaryIO]:
             stream.flush()
             os.fsync(stream.fileno())
             if not cached:
-                os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                _uncache(stream)
         os.replace(beside, path)
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def send_out(stream: BinaryIO) -> None:
+    """Have the disk begin with what was written so far to a stream of `whole_file` that is not to be cached."""
+    stream.flush()
+    _uncache(stream)
+
+
+def _uncache(stream: BinaryIO) -> None:
+    # Linux starts to write what is not on the disk yet, waits for nothing, and lets go what is.
+    os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def write_whole(path: Path, data: bytes) -> None:
