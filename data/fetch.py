@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from data.download import Downloader
 
 PARTS_AT_ONCE = 16  # so that a slow host's URLs do not keep the others waiting
+BETWEEN_PARTS, BETWEEN_PARTS_S = 400, 0.5  # rows with URLs that get done, or time that passes, before more are begun
 PART_CHARACTERS = 4_000_000  # a part with more text counts for several
 _VERSION = 2
 
@@ -137,6 +138,8 @@ class _Fetch:
         self._probe = Probe(settings.asking.probe)
         self._flying: dict[str, asyncio.Future[Found | Lost]] = {}
         self._downloader: Downloader | None = None
+        self._begun = self._done = self._wanted = 0
+        self._moved = asyncio.Event()
 
     async def run(
         self, entries: Iterator[Entry], workers: int, source: Source, reading: ThreadPoolExecutor
@@ -186,10 +189,13 @@ class _Fetch:
                         break
                     self._counts.rows += len(part.rows)
                     self._counts.parts += 1
+                    self._begun += len(part.rows)
                     more = min(part.characters // PART_CHARACTERS, PARTS_AT_ONCE - 1)
                     parts.create_task(do(part, 1 + more))
                     for _ in range(more):
                         await slots.acquire()
+                    if part.asks:
+                        await self._get_on()
             checkers.cancel()
         self._incoming.clear()
         summary = Summary(
@@ -208,6 +214,13 @@ class _Fetch:
         elif self._ledger.summary() != summary:
             self._ledger.finish(summary)
         return self._counts
+
+    async def _get_on(self) -> None:
+        """Let some rows get done: to begin thousands in one go takes long, and no answer is heard meanwhile."""
+        self._wanted = self._done + BETWEEN_PARTS
+        self._moved.clear()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._moved.wait(), BETWEEN_PARTS_S)
 
     async def _part(self, part: Part, fingerprint: str) -> None:
         here = [
@@ -251,6 +264,9 @@ class _Fetch:
         if row.counted or not row.done:
             return
         row.counted = True
+        self._done += 1
+        if self._done in (self._wanted, self._begun):
+            self._moved.set()
         gone = [one for one in row.pictures if isinstance(one, Lost)]
         found = [one for one in row.pictures if isinstance(one, Found)]
         by_download = [one.reason for one in gone if one.by_download]

@@ -65,6 +65,11 @@ class Part:
     """Records of an earlier run with the same settings, of these rows or of others in their place."""
 
     @property
+    def asks(self) -> bool:
+        """Whether any of its pictures is asked for."""
+        return any(isinstance(one, Ask) for row in self.rows for one in row.pictures)
+
+    @property
     def characters(self) -> int:
         """Of all texts in its rows."""
         values = (value for row in self.rows if isinstance(row.entry, Row) for value in row.entry.values.values())
