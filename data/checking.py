@@ -6,7 +6,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -169,15 +169,12 @@ def _room(downloads: str) -> Room:
     """Lets one process at a time decode a large picture, so that memory does not grow with the number of workers."""
 
     @contextmanager
-    def room(pixels: int) -> Iterator[None]:
-        if pixels < LARGE_PIXELS:
-            yield
-            return
+    def alone() -> Iterator[None]:
         with (Path(downloads) / "large.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    return room
+    return lambda pixels: nullcontext() if pixels < LARGE_PIXELS else alone()
 
 
 def _keep(path: str, data: bytes, already: str | None) -> None:
