@@ -15,6 +15,8 @@ _ASK = "SELECT run, outcome FROM urls WHERE hash = ?"
 _FOUND = [field.name for field in fields(Found)]
 _LOST = [field.name for field in fields(Lost)]
 _BYTES = [field.name for field in fields(Found) if field.type is bytes]
+_TO_JSON = json.JSONEncoder(default=bytes.hex)
+_SLOTS = 1 << 24  # of which two million URLs mark an eighth
 
 
 class UrlStore:
@@ -40,12 +42,16 @@ class UrlStore:
                 self._database.execute("DELETE FROM about")
                 self._database.execute("INSERT INTO about VALUES (?)", (fingerprint,))
         self._run = 1 + (self._database.execute("SELECT max(run) FROM urls").fetchone()[0] or 0)
+        # Nothing is looked up of a URL whose slot has no mark, as of nearly all in a first run. None: all have one.
+        self._marks = bytearray(_SLOTS) if self._run == 1 else None
         self._waiting: dict[bytes, tuple[int, str]] = {}
         self._committed = monotonic()
 
     def get(self, url: str) -> tuple[Found | Lost, bool] | None:
         """What became of a URL, and whether that was found out by this very run; None if it is not known."""
         name = url_hash(url)
+        if self._marks is not None and not self._marks[_slot(name)]:
+            return None
         row = self._waiting.get(name) or self._database.execute(_ASK, (name,)).fetchone()
         if row is None:
             return None
@@ -57,8 +63,11 @@ class UrlStore:
     def put(self, outcome: Found | Lost) -> None:
         """Remember what became of a URL, for good with the next `commit` (or soon)."""
         names = _FOUND if isinstance(outcome, Found) else _LOST
-        record = json.dumps({name: getattr(outcome, name) for name in names}, default=bytes.hex)
-        self._waiting[url_hash(outcome.url)] = (self._run, record)
+        record = _TO_JSON.encode({name: getattr(outcome, name) for name in names})
+        name = url_hash(outcome.url)
+        self._waiting[name] = (self._run, record)
+        if self._marks is not None:
+            self._marks[_slot(name)] = 1
         if len(self._waiting) >= COMMIT_AFTER or monotonic() - self._committed > COMMIT_AFTER_S:
             self.commit()
 
@@ -94,6 +103,10 @@ def _open(path: Path) -> sqlite3.Connection:
     # A table by row numbers, which grows at its end: in one by hashes each row would change a page of its own.
     database.execute("CREATE TABLE IF NOT EXISTS urls (hash BLOB PRIMARY KEY, run INTEGER, outcome TEXT)")
     return database
+
+
+def _slot(name: bytes) -> int:
+    return int.from_bytes(name[:3], "big") % _SLOTS
 
 
 def url_hash(url: str) -> bytes:
