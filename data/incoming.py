@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data.asking import Visit
 from data.urls import url_hash
-from data.volumes import pack, whole_ones
+from data.volumes import header_of, whole_ones
 
 VOLUME_BYTES = 64 << 20  # after which the next one is begun
 _VOLUME, _OPEN = ".pictures", ".open"
@@ -83,14 +83,14 @@ class Incoming:
             return Stretch(path)
         if self._descriptor < 0 or self._end >= VOLUME_BYTES:
             self._begin()
-        packed, start = pack(url_hash(url), data, visit.attempts, visit.robots)
+        header = header_of(url_hash(url), data, visit.attempts, visit.robots)
         try:
-            _write(self._descriptor, packed)
+            _write(self._descriptor, header, data)
         except OSError:
             os.ftruncate(self._descriptor, self._end)
             raise
-        stretch = Stretch(self._path, self._end + start, len(data))
-        self._end += len(packed)
+        stretch = Stretch(self._path, self._end + len(header), len(data))
+        self._end = stretch.offset + len(data)
         self._waiting[self._path] += 1
         return stretch
 
@@ -163,7 +163,9 @@ def _unmark(volume: str) -> None:
     os.unlink(volume.removesuffix(_VOLUME) + _OPEN)
 
 
-def _write(descriptor: int, data: bytes) -> None:
-    left = memoryview(data)
-    while left:
-        left = left[os.write(descriptor, left) :]
+def _write(descriptor: int, header: bytes, data: bytes) -> None:
+    written = os.writev(descriptor, (header, data))
+    if written < len(header) + len(data):
+        left = memoryview(header + data)[written:]
+        while left:
+            left = left[os.write(descriptor, left) :]

@@ -31,10 +31,9 @@ class Whole:
     robots: str
 
 
-def pack(url_hash: bytes, data: bytes, attempts: int, robots: str) -> tuple[bytes, int]:
-    """What is written for a picture, and where in it the picture's own bytes begin."""
-    header = _HEADER.pack(_HERE, url_hash, len(data), xxhash.xxh3_64_intdigest(data), attempts, robots.encode())
-    return header + data, len(header)
+def header_of(url_hash: bytes, data: bytes, attempts: int, robots: str) -> bytes:
+    """What is written before a picture's bytes."""
+    return _HEADER.pack(_HERE, url_hash, len(data), xxhash.xxh3_64_intdigest(data), attempts, robots.encode())
 
 
 def whole_ones(path: Path) -> Iterator[Whole]:

@@ -19,11 +19,12 @@ PLACE = "volumes/000001.pictures"
 
 def written(downloads: Path) -> Found:
     (downloads / "volumes").mkdir()
-    first, _ = volumes.pack(b"a" * 16, b"others before it", 1, "none")
-    second, start = volumes.pack(b"b" * 16, DATA, 1, "unreachable")
-    (downloads / PLACE).write_bytes(first + second + first)
+    other = b"others before it"
+    other = volumes.header_of(b"a" * 16, other, 1, "none") + other
+    header = volumes.header_of(b"b" * 16, DATA, 1, "unreachable")
+    (downloads / PLACE).write_bytes(other + header + DATA + other)
     return Found(
-        url="http://shop.example/a.jpg", place=PLACE, offset=len(first) + start, format="jpg", bytes=len(DATA),
+        url="http://shop.example/a.jpg", place=PLACE, offset=len(other) + len(header), format="jpg", bytes=len(DATA),
         sha256="", phash=0, width=1, height=1, mtime_ns=0, attempts=1,
     )  # fmt: skip
 
@@ -73,11 +74,11 @@ def test_whatever_stands_in_a_volume_nothing_but_the_declared_errors_comes(
     tmp_path_factory: pytest.TempPathFactory, junk: bytes, cut: int
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "junk.pictures"
-    one, start = volumes.pack(b"a" * 16, DATA, 1, "none")
-    path.write_bytes((one + junk)[:cut])
+    header = volumes.header_of(b"a" * 16, DATA, 1, "none")
+    path.write_bytes((header + DATA + junk)[:cut])
     for whole in volumes.whole_ones(path):
         assert volumes.holds(str(path), whole.offset, whole.bytes)
         assert len(volumes.read(str(path), whole.offset, whole.bytes)) == whole.bytes
     path.write_bytes(junk)
     with suppress(volumes.VolumeError):
-        volumes.read(str(path), start, len(DATA))
+        volumes.read(str(path), len(header), len(DATA))
