@@ -62,6 +62,16 @@ class Mapping(Strict):
         return parse_template(self.prompt or "", "prompt")
 
     @cached_property
+    def asks_by_column(self) -> bool:
+        """Whether a column has a part in the prompt."""
+        return any(piece.column for piece in self.prompt_pieces)
+
+    @cached_property
+    def prompts(self) -> dict[int, tuple[str, str, list[str]]]:
+        """Number of pictures → their tags, the prompt without its columns, the numbers of the tags in it; as needed."""
+        return {}
+
+    @cached_property
     def answer_pieces(self) -> list[Piece]:
         return parse_template(self.answer or "", "answer")
 
@@ -101,8 +111,7 @@ class Mapping(Strict):
         """The user's text as it is asked of one picture, if no column has a part in it; else its template."""
         if self.prompt is None:
             return None
-        asks = any(piece.column for piece in self.prompt_pieces)
-        text = self.prompt if asks else "".join(piece.literal for piece in self.prompt_pieces)
+        text = self.prompt if self.asks_by_column else "".join(piece.literal for piece in self.prompt_pieces)
         return text.replace(ALL_IMAGES, "<|image_1|>")
 
     def screen(self, entry: Row | Rejected) -> Row | Rejected:
@@ -166,11 +175,15 @@ class Mapping(Strict):
 
     def _turns(self, values: MappingType[str, Any], pictures: int) -> list[dict[str, str]]:
         """Question and answer of a row."""
-        tags = "\n".join(f"<|image_{number}|>" for number in range(1, pictures + 1))
-        user = self._render(self.prompt_pieces, values, tags)
-        fixed = "".join(piece.literal.replace(ALL_IMAGES, tags) for piece in self.prompt_pieces)
-        if IMAGE_TAG.findall(user) != IMAGE_TAG.findall(fixed):
-            raise ValueRejected("bad-text", "columns side by side make up an image tag")
+        if pictures not in self.prompts:
+            tags = "\n".join(f"<|image_{number}|>" for number in range(1, pictures + 1))
+            fixed = "".join(piece.literal.replace(ALL_IMAGES, tags) for piece in self.prompt_pieces)
+            self.prompts[pictures] = tags, fixed, IMAGE_TAG.findall(fixed)
+        tags, user, named = self.prompts[pictures]
+        if self.asks_by_column:
+            user = self._render(self.prompt_pieces, values, tags)
+            if IMAGE_TAG.findall(user) != named:
+                raise ValueRejected("bad-text", "columns side by side make up an image tag")
         answer = self._render(self.answer_pieces, values, None)
         return [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
 
