@@ -13,8 +13,10 @@ from pathlib import Path
 from data.images import KEEP, PictureError, Rewriting, Room, prove_picture
 from data.ledger import Found, Lost
 from data.looks import Small, look_at_all
+from data.volumes import Reader
 
 HELD_PIXELS = 4 << 20  # bytes of small pictures that wait to be looked at together
+_NO_WAIT = nullcontext()
 LARGE_PIXELS = 12_000_000  # decoding so many takes 50 MB; larger ones wait for each other
 
 
@@ -63,13 +65,15 @@ def check_files(checking: Checking, jobs: list[CheckJob]) -> list[Found | Lost]:
     """Check some files; the results stand in the order of the jobs."""
     done: list[Found | Lost] = []
     held, size = list[_Kept | Lost](), 0
-    for job in jobs:
-        one = _keep_file(checking, job)
-        held.append(one)
-        size += one.small.pixels.nbytes if isinstance(one, _Kept) else 0
-        if size > HELD_PIXELS:
-            done += _looked_at(held)
-            held, size = [], 0
+    room = _room(checking.downloads)
+    with Reader() as volumes:
+        for job in jobs:
+            one = _keep_file(checking, job, room, volumes)
+            held.append(one)
+            size += one.small.pixels.nbytes if isinstance(one, _Kept) else 0
+            if size > HELD_PIXELS:
+                done += _looked_at(held)
+                held, size = [], 0
     return done + _looked_at(held)
 
 
@@ -94,18 +98,19 @@ class _Kept:
     small: Small
 
 
-def _keep_file(checking: Checking, job: CheckJob) -> _Kept | Lost:
+def _keep_file(checking: Checking, job: CheckJob, room: Room, volumes: Reader) -> _Kept | Lost:
+    mtime_ns = 0
     try:
-        with open(job.path, "rb", buffering=0, opener=_open_at_once) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                return job.lost("not-a-file", f"{job.url[:500]} is not a plain file")
-            if job.bytes is not None:
-                data = os.pread(file.fileno(), job.bytes, job.offset)
-            elif status.st_size > checking.max_bytes:
-                return job.lost("too-large", f"{job.url[:500]}: {status.st_size:,} bytes")
-            else:
-                data = file.readall() or b""
+        if job.bytes is not None:
+            data = volumes.read(job.path, job.offset, job.bytes)
+        else:
+            with open(job.path, "rb", buffering=0, opener=_open_at_once) as file:
+                status = os.fstat(file.fileno())
+                if not stat.S_ISREG(status.st_mode):
+                    return job.lost("not-a-file", f"{job.url[:500]} is not a plain file")
+                if status.st_size > checking.max_bytes:
+                    return job.lost("too-large", f"{job.url[:500]}: {status.st_size:,} bytes")
+                data, mtime_ns = file.readall() or b"", status.st_mtime_ns
     except FileNotFoundError:
         return job.lost("missing-file", f"{job.url[:500]} is not there")
     except IsADirectoryError:
@@ -114,13 +119,13 @@ def _keep_file(checking: Checking, job: CheckJob) -> _Kept | Lost:
         what = error.strerror if isinstance(error, OSError) else str(error)
         return job.lost("unreadable-file", f"{job.url[:500]}: {what}")
     try:
-        picture = prove_picture(data, checking.max_pixels, checking.rewriting, _room(checking.downloads))
+        picture = prove_picture(data, checking.max_pixels, checking.rewriting, room)
     except PictureError as error:
         return job.lost(error.reason, f"{job.url[:500]}: {error.detail}")
     sha256 = hashlib.sha256(picture.data).hexdigest()
-    place, offset, mtime_ns = job.path, 0, status.st_mtime_ns
+    place, offset = job.path, 0
     if job.bytes is not None and picture.data is data:
-        place, offset, mtime_ns = job.path.removeprefix(f"{checking.downloads}/"), job.offset, 0
+        place, offset = job.path.removeprefix(f"{checking.downloads}/"), job.offset
     elif job.ours or picture.data is not data:
         place, mtime_ns = f"pictures/{sha256[:2]}/{sha256}.{picture.format}", 0
         already = job.path if job.ours and picture.data is data else None
@@ -174,7 +179,7 @@ def _room(downloads: str) -> Room:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    return lambda pixels: nullcontext() if pixels < LARGE_PIXELS else alone()
+    return lambda pixels: _NO_WAIT if pixels < LARGE_PIXELS else alone()
 
 
 def _keep(path: str, data: bytes, already: str | None) -> None:

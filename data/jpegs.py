@@ -93,9 +93,10 @@ def prove(data: bytes, frame: Frame) -> Small | None:
         except ValueError:
             return None
     # The decoder made it num/8 as large, rounded up.
-    size, sides = (pixels.shape[1], pixels.shape[0]), (frame.width, frame.height)
-    scale = next(num / 8 for num in range(1, 9) if tuple(-(-side * num // 8) for side in sides) == size)
-    return Small(pixels[:, :, 0] if frame.grey else pixels, (frame.width * scale, frame.height * scale))
+    num = 1
+    while (-(-frame.height * num // 8), -(-frame.width * num // 8)) != pixels.shape[:2]:
+        num += 1
+    return Small(pixels[:, :, 0] if frame.grey else pixels, (frame.width * num / 8, frame.height * num / 8))
 
 
 def _damage(warning: str) -> str:

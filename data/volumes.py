@@ -74,6 +74,29 @@ def forget(path: str, offset: int) -> None:
         os.close(descriptor)
 
 
+class Reader:
+    """Reads stretches of volumes as they are; a context manager. The last one stays open: the next is mostly in it."""
+
+    def __init__(self) -> None:
+        self._path, self._descriptor = "", -1
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._path:
+            os.close(self._descriptor)
+            self._path = ""
+
+    def read(self, path: str, offset: int, count: int) -> bytes:
+        """Bytes of a volume, fewer if it ends before. Raises OSError."""
+        if path != self._path:
+            self.__exit__()
+            self._descriptor = os.open(path, os.O_RDONLY)
+            self._path = path
+        return os.pread(self._descriptor, count, offset)
+
+
 def read(path: str, offset: int, count: int) -> bytes:
     """A picture of a volume, proved to be what came. Raises OSError, and VolumeError if it is not."""
     descriptor = os.open(path, os.O_RDONLY)
