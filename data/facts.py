@@ -4,6 +4,7 @@ import base64
 import io
 import json
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from data.originals import PictureChanged, bytes_of
 from data.rules import MappingError
 from data.schema import Sample
 from data.shards import read_sample
+from data.volumes import Reader
 
 LOOK = 2000  # samples of a split that are read for their values
 COMMON = 12  # values of a category that are listed
@@ -171,9 +173,8 @@ class _Known:
         named = picture_values(record.values, self._columns, self._chat)
         links = tuple(one for one in named if isinstance(one, str) and one.startswith(("http://", "https://")))
         pictures = []
-        for found in record.pictures if thumbnails else ():
-            try:
-                pictures.append(thumbnail(bytes_of(self._ledger.downloads, found)))
-            except PictureChanged:
-                continue
+        with Reader() as volumes:
+            for found in record.pictures if thumbnails else ():
+                with suppress(PictureChanged):
+                    pictures.append(thumbnail(bytes_of(self._ledger.downloads, found, volumes)))
         return links, tuple(pictures)

@@ -25,14 +25,14 @@ def unchanged(downloads: Path, picture: Found) -> bool:
     return status.st_size == picture.bytes and picture.mtime_ns in (0, status.st_mtime_ns)
 
 
-def bytes_of(downloads: Path, picture: Found) -> bytes:
-    """A picture, proved to be the one that was checked. Raises PictureChanged."""
+def bytes_of(downloads: Path, picture: Found, reader: volumes.Reader) -> bytes:
+    """A picture, proved to be the one that was checked; `reader` reads those of volumes. Raises PictureChanged."""
     path = _path(downloads, picture)
     again = "run the same command again to look at it anew; everything else is kept"
     name = f"{picture.url} (in {path})" if picture.offset else path
     try:
         if picture.offset:
-            return volumes.read(path, picture.offset, picture.bytes)
+            return reader.whole(path, picture.offset, picture.bytes)
         with open(path, "rb", buffering=0) as file:
             data = file.readall() or b""
     except OSError as error:

@@ -75,7 +75,7 @@ def forget(path: str, offset: int) -> None:
 
 
 class Reader:
-    """Reads stretches of volumes as they are; a context manager. The last one stays open: the next is mostly in it."""
+    """Reads from volumes; a context manager. The last volume stays open: what is read next is mostly in it."""
 
     def __init__(self) -> None:
         self._path, self._descriptor = "", -1
@@ -88,6 +88,17 @@ class Reader:
             os.close(self._descriptor)
             self._path = ""
 
+    def whole(self, path: str, offset: int, count: int) -> bytes:
+        """A picture, proved to be what came. Raises OSError, and VolumeError if it is not."""
+        found = self.read(path, offset - _HEADER.size, _HEADER.size + count)
+        if len(found) < _HEADER.size + count:
+            raise VolumeError("the volume ends before it")
+        mark, _, length, digest, _, _ = _HEADER.unpack_from(found)
+        data = found[_HEADER.size :]
+        if mark != _HERE or length != count or xxhash.xxh3_64_intdigest(data) != digest:
+            raise VolumeError("its bytes are not those that came")
+        return data
+
     def read(self, path: str, offset: int, count: int) -> bytes:
         """Bytes of a volume, fewer if it ends before. Raises OSError."""
         if path != self._path:
@@ -95,19 +106,3 @@ class Reader:
             self._descriptor = os.open(path, os.O_RDONLY)
             self._path = path
         return os.pread(self._descriptor, count, offset)
-
-
-def read(path: str, offset: int, count: int) -> bytes:
-    """A picture of a volume, proved to be what came. Raises OSError, and VolumeError if it is not."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        found = os.pread(descriptor, _HEADER.size + count, offset - _HEADER.size)
-    finally:
-        os.close(descriptor)
-    if len(found) < _HEADER.size + count:
-        raise VolumeError("the volume ends before it")
-    mark, _, length, digest, _, _ = _HEADER.unpack_from(found)
-    data = found[_HEADER.size :]
-    if mark != _HERE or length != count or xxhash.xxh3_64_intdigest(data) != digest:
-        raise VolumeError("its bytes are not those that came")
-    return data

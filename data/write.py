@@ -22,6 +22,7 @@ from data.plan import Ints, Plan, ShardPlan, SplitPlan
 from data.schema import Picture
 from data.shards import ShardWriter, shard_name
 from data.tokens import Tokens
+from data.volumes import Reader
 from data.whole import remove_leftovers, whole_file
 from data.workers import in_order
 
@@ -186,9 +187,9 @@ def write_shard(job: WriteJob) -> int:
     mapping = Mapping(**job.mapping)
     ledger = Ledger(out / "downloads")
     entries = []
-    with ShardWriter(out / shard.split / shard_name(shard.number), shard.number) as writer:
+    with ShardWriter(out / shard.split / shard_name(shard.number), shard.number) as writer, Reader() as volumes:
         for record, key in zip(ledger.take(job.rows.tolist()), job.keys.to_pylist(), strict=True):
-            pictures = _pictures(ledger, record)
+            pictures = _pictures(ledger, record, volumes)
             sample = mapping.sample(record.row, record.values, key, [picture.format for picture in pictures])
             entry = writer.add(sample, pictures, group="")
             entries.append(job.tokenizer.counted(entry, sample) if job.tokenizer else entry)
@@ -206,12 +207,12 @@ def write_shard(job: WriteJob) -> int:
     return len(entries)
 
 
-def _pictures(ledger: Ledger, record: Record) -> list[Picture]:
+def _pictures(ledger: Ledger, record: Record, volumes: Reader) -> list[Picture]:
     """A row's pictures, proved to be those that were checked."""
     try:
         return [
             Picture(
-                data=bytes_of(ledger.downloads, found),
+                data=bytes_of(ledger.downloads, found, volumes),
                 format=found.format,
                 width=found.width,
                 height=found.height,

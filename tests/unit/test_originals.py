@@ -1,6 +1,7 @@
 """Checked pictures in volumes: read back as they came, or said to be changed."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,12 @@ DATA = b"some bytes"
 PLACE = "volumes/000001.pictures"
 
 
+@pytest.fixture
+def reader() -> Iterator[volumes.Reader]:
+    with volumes.Reader() as one:
+        yield one
+
+
 def written(downloads: Path) -> Found:
     (downloads / "volumes").mkdir()
     other = b"others before it"
@@ -29,9 +36,9 @@ def written(downloads: Path) -> Found:
     )  # fmt: skip
 
 
-def test_a_picture_of_a_volume_comes_back_as_it_came(tmp_path: Path) -> None:
+def test_a_picture_of_a_volume_comes_back_as_it_came(tmp_path: Path, reader: volumes.Reader) -> None:
     found = written(tmp_path)
-    assert bytes_of(tmp_path, found) == DATA
+    assert bytes_of(tmp_path, found, reader) == DATA
     assert unchanged(tmp_path, found)
 
 
@@ -51,22 +58,22 @@ def changed(path: Path, at: int) -> None:
     ],
 )
 def test_one_that_is_not_what_it_was_is_named(
-    tmp_path: Path, harm: Callable[[Path, Found], object], noticed: bool
+    tmp_path: Path, reader: volumes.Reader, harm: Callable[[Path, Found], object], noticed: bool
 ) -> None:
     found = written(tmp_path)
     harm(tmp_path / PLACE, found)
     assert unchanged(tmp_path, found) != noticed
     with pytest.raises(PictureChanged, match=r"shop\.example/a\.jpg .*run the same command again"):
-        bytes_of(tmp_path, found)
+        bytes_of(tmp_path, found, reader)
     forget(tmp_path, found)
     assert not unchanged(tmp_path, found)
 
 
-def test_another_place_in_the_volume_is_not_taken(tmp_path: Path) -> None:
+def test_another_place_in_the_volume_is_not_taken(tmp_path: Path, reader: volumes.Reader) -> None:
     found = written(tmp_path)
     for offset in (found.offset - 1, found.offset + 1, 3):
         with pytest.raises(PictureChanged):
-            bytes_of(tmp_path, replace(found, offset=offset))
+            bytes_of(tmp_path, replace(found, offset=offset), reader)
 
 
 @given(st.binary(max_size=400), st.integers(0, 400))
@@ -78,7 +85,21 @@ def test_whatever_stands_in_a_volume_nothing_but_the_declared_errors_comes(
     path.write_bytes((header + DATA + junk)[:cut])
     for whole in volumes.whole_ones(path):
         assert volumes.holds(str(path), whole.offset, whole.bytes)
-        assert len(volumes.read(str(path), whole.offset, whole.bytes)) == whole.bytes
+        with volumes.Reader() as reader:
+            assert len(reader.whole(str(path), whole.offset, whole.bytes)) == whole.bytes
     path.write_bytes(junk)
-    with suppress(volumes.VolumeError):
-        volumes.read(str(path), len(header), len(DATA))
+    with volumes.Reader() as reader, suppress(volumes.VolumeError):
+        reader.whole(str(path), len(header), len(DATA))
+
+
+def test_a_reader_goes_from_volume_to_volume_and_leaves_none_open(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in "ab"]
+    for path in paths:
+        path.write_bytes(path.name.encode() * 9)
+    before = set(os.listdir("/proc/self/fd"))
+    with volumes.Reader() as reader:
+        assert [reader.read(str(paths[one]), 2, 3) for one in (0, 1, 1, 0)] == [b"aaa", b"bbb", b"bbb", b"aaa"]
+        with pytest.raises(FileNotFoundError):
+            reader.read(str(tmp_path / "c"), 0, 1)
+        assert reader.read(str(paths[0]), 7, 9) == b"aa"
+    assert set(os.listdir("/proc/self/fd")) == before
