@@ -8,11 +8,13 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from data.images import KEEP, PictureError, Rewriting, Room, prove_picture
 from data.ledger import Found, Lost
 from data.looks import Small, look_at_all
+from data.travel import travels_light
 from data.volumes import Reader
 
 HELD_PIXELS = 4 << 20  # bytes of small pictures that wait to be looked at together
@@ -30,6 +32,7 @@ class Checking:
     rewriting: Rewriting = KEEP
 
 
+@travels_light
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckJob:
     """A file to be checked."""
@@ -79,22 +82,22 @@ def check_files(checking: Checking, jobs: list[CheckJob]) -> list[Found | Lost]:
 
 def _looked_at(held: list["_Kept | Lost"]) -> list[Found | Lost]:
     looks = iter(look_at_all([one.small for one in held if isinstance(one, _Kept)]))
-    return [_found(one, *next(looks)) if isinstance(one, _Kept) else one for one in held]
+    done: list[Found | Lost] = []
+    for one in held:
+        if isinstance(one, _Kept):
+            phash, look = next(looks)
+            done.append(one.found(phash=phash, look=look))
+        else:
+            done.append(one)
+    return done
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class _Kept:
     """A proved picture that lies where the ledger will say; its bytes are not held any more."""
 
-    job: CheckJob
-    place: str
-    offset: int
-    format: str
-    bytes: int
-    sha256: str
-    width: int
-    height: int
-    mtime_ns: int
+    found: partial[Found]
+    """Still without what it looks like."""
     small: Small
 
 
@@ -130,8 +133,9 @@ def _keep_file(checking: Checking, job: CheckJob, room: Room, volumes: Reader) -
         place, mtime_ns = f"pictures/{sha256[:2]}/{sha256}.{picture.format}", 0
         already = job.path if job.ours and picture.data is data else None
         _keep(os.path.join(checking.downloads, place), picture.data, already)
-    return _Kept(
-        job=job,
+    found = partial(
+        Found,
+        url=job.url,
         place=place,
         offset=offset,
         format=picture.format,
@@ -140,29 +144,12 @@ def _keep_file(checking: Checking, job: CheckJob, room: Room, volumes: Reader) -
         width=picture.width,
         height=picture.height,
         mtime_ns=mtime_ns,
-        small=picture.small,
-    )
-
-
-def _found(kept: _Kept, phash: int, look: bytes) -> Found:
-    job = kept.job
-    return Found(
-        url=job.url,
-        place=kept.place,
-        offset=kept.offset,
-        format=kept.format,
-        bytes=kept.bytes,
-        sha256=kept.sha256,
-        phash=phash,
-        look=look,
-        width=kept.width,
-        height=kept.height,
-        mtime_ns=kept.mtime_ns,
         asked=job.asked,
         host=job.host,
         robots=job.robots,
         attempts=job.attempts,
     )
+    return _Kept(found, picture.small)
 
 
 def _open_at_once(path: str, flags: int) -> int:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from data.parts import ALL
 from data.parts import Part as Share
 from data.schema import UserError
+from data.travel import travels_light
 from data.whole import whole_file, write_whole
 
 PART_ROWS = 500
@@ -60,6 +61,7 @@ class LedgerError(UserError):
     """A ledger that is not there, not finished, or of other rows."""
 
 
+@travels_light
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
     """A checked picture and where its bytes are."""
@@ -90,6 +92,7 @@ class Found:
     """A small likeness of it (data/looks.py)."""
 
 
+@travels_light
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lost:
     """A picture that was not taken, and why."""
