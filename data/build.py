@@ -20,29 +20,24 @@ from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import import_module
 from itertools import islice
+from threading import Thread
 
 from data.build_options import STEPS, BuildSettings, parse
-from data.build_plan import bring_plan, build_record
-from data.build_report import Outcome, report
 from data.fetch import FetchCounts, FetchSettings, fetch
 from data.ledger import Ledger
-from data.light import run_lightly, trim
-from data.manifest import CHAT_TEMPLATES, Manifest, ManifestError
+from data.light import leave, run_lightly
 from data.mapping import Mapping
 from data.mapping_file import check_columns, load_mapping
+from data.outcome import Outcome
 from data.parts import ALL, Part
 from data.places import is_folder, is_remote
-from data.progress import progress
-from data.publish import publish, upload_bytes
+from data.progress import Report, progress
 from data.schema import UserError
-from data.show import PAGE_SAMPLES, write_page
 from data.sources import open_source
-from data.suggest import suggest_mapping
-from data.tokens import Tokens
 from data.whole import remove_leftovers
 from data.workers import worker_pool
-from data.write import write_shards
 
 DRY_RUN_ROWS = 20
 # Of the machine, not of the program: said without a traceback.
@@ -74,16 +69,9 @@ def build(settings: BuildSettings) -> Outcome:
                 outcome.fetched = _fetch(settings, mapping, ledger, pool)
             outcome.changed |= outcome.fetched.parts_written > 0
         if "split" in settings.steps or "write" in settings.steps:
-            outcome.plan, made = bring_plan(settings, mapping, ledger)
-            outcome.changed |= made
-            trim()  # what the split took, before workers come again
-        if "write" in settings.steps:
-            with worker_pool(settings.workers) as pool:  # a new one, so that none takes memory during the split
-                _write(settings, mapping, ledger, pool, outcome)
-            if settings.upload and settings.part.whole:
-                with progress("upload", "bytes", upload_bytes(settings.output)) as report:
-                    outcome.uploaded = publish(settings.output, settings.upload, report)
-                outcome.changed |= outcome.uploaded > 0
+            from data.finish import finish
+
+            finish(settings, mapping, ledger, outcome)
     return outcome
 
 
@@ -92,6 +80,8 @@ def dry_run(settings: BuildSettings) -> Path:
 
     Returns the page. Raises UserError as `build` does, but not for rows that are rejected.
     """
+    from data.show import PAGE_SAMPLES, write_page
+
     page = settings.output / "dry-run.html"
     with tempfile.TemporaryDirectory() as folder:
         build(
@@ -152,7 +142,7 @@ def _fetch(settings: BuildSettings, mapping: Mapping, ledger: Ledger, pool: Exec
             pool,
             settings.workers,
             source,
-            report,
+            _importing_beside(report),
             settings.part,
         )
     if counts.rows == 0:
@@ -162,47 +152,16 @@ def _fetch(settings: BuildSettings, mapping: Mapping, ledger: Ledger, pool: Exec
     return counts
 
 
-def _write(settings: BuildSettings, mapping: Mapping, ledger: Ledger, pool: Executor, outcome: Outcome) -> None:
-    plan, summary = outcome.plan, ledger.summary()
-    assert plan is not None
-    assert summary is not None
-    template = CHAT_TEMPLATES[mapping.chat_template]
-    tokens = Tokens.of(settings.tokenizer, template) if settings.tokenizer else None
-    with progress("write", "samples", sum(len(one.rows) for one in plan.splits.values())) as report:
-        written = write_shards(settings.output, plan, mapping, pool, settings.workers, report, tokens, settings.part)
-    outcome.shards_written = written.new_shards
-    outcome.changed |= written.changed
-    if not settings.part.whole:
-        return
-    shards = written.shards
-    manifest = Manifest(
-        counts={
-            split: {
-                "samples": sum(shard["samples"] for shard in shards[split]),
-                "pictures": written.pictures[split],
-                "bytes": sum(shard["bytes"] for shard in shards[split]),
-            }
-            for split in plan.splits
-        },
-        split_rule=mapping.split.model_dump(exclude_none=True),
-        build=build_record(settings, mapping, summary, plan.breaks),
-        chat_template={"name": mapping.chat_template, "template": template},
-        answer_template=mapping.answer_template,
-        question=mapping.question,
-        fields={name: rule.type for name, rule in mapping.fields.items()},
-        shards=shards,
-        rejected=plan.rejected,
-        leaks_prevented=plan.leaks_prevented,
-        tokenizer_hash=tokens.sha256 if tokens else None,
-    )
-    try:
-        whole = Manifest.load(settings.output) == manifest
-    except ManifestError:
-        whole = False
-    if not whole:
-        manifest.save(settings.output)
-    outcome.changed |= not whole
-    outcome.manifest = manifest
+def _importing_beside(report: Report) -> Report:
+    """The same, but what the later steps need is imported once the first rows are done: workers are busy by then."""
+    imports = Thread(target=import_module, args=("data.finish",), daemon=True)
+
+    def told(more: int, **counts: int) -> None:
+        if imports.ident is None:
+            imports.start()
+        report(more, **counts)
+
+    return told
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -211,6 +170,8 @@ def main(arguments: list[str] | None = None) -> int:
     start = time.monotonic()
     try:
         if settings.preset is None and settings.source is not None:
+            from data.suggest import suggest_mapping
+
             print(suggest_mapping(open_source(settings.source, settings.encoding), settings.source), end="")
             return 0
         if settings.dry_run:
@@ -231,10 +192,12 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on, what was finished is kept", file=sys.stderr)
         return 130
+    from data.build_report import report
+
     report(outcome, time.monotonic() - start, settings.upload or settings.output, settings.part)
     return 0
 
 
 if __name__ == "__main__":
     run_lightly()
-    sys.exit(main())
+    leave(main())

@@ -1,30 +1,13 @@
 """What a build did, and how it is said to a person."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from data.failures import counted
-from data.fetch import FetchCounts
-from data.manifest import Manifest
+from data.outcome import Outcome
 from data.parts import ALL, Part
-from data.plan import Plan
-
-
-@dataclass(slots=True, kw_only=True)
-class Outcome:
-    """What a build did."""
-
-    plan: Plan | None = None
-    manifest: Manifest | None = None
-    fetched: FetchCounts | None = None
-    shards_written: int = 0
-    uploaded: int = 0
-    """Files sent to an output that is far away."""
-    changed: bool = False
-    """Whether anything in the output folder was written."""
 
 
 def report(outcome: Outcome, seconds: float, output: Path | str, part: Part = ALL) -> None:

@@ -1,10 +1,13 @@
 """Processes that run lightly: without pandas, little for the garbage collector to look through, no memory kept idle."""
 
+import atexit
 import ctypes
 import gc
+import os
 import sys
 from contextlib import suppress
 from importlib.machinery import ModuleSpec
+from typing import NoReturn
 
 import pyarrow as pa
 
@@ -42,6 +45,15 @@ def trim() -> None:
     pa.default_memory_pool().release_unused()
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process as `sys.exit` does, but leave its memory to the system: to take it apart takes a tenth of a
+    second once much is imported."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 class _NoPandas:

@@ -21,8 +21,7 @@ from data.rules import (
     parse_template,
     read_number,
 )
-from data.schema import IMAGE_TAG, Rejected, Row, Sample, SampleError
-from data.shards import image_names
+from data.schema import IMAGE_TAG, Rejected, Row, Sample, SampleError, image_names
 
 ALL_IMAGES = "<|images|>"  # in a prompt: a tag for each picture of the row, each on a line
 MAX_TEXT = 100_000  # characters of a sample's messages

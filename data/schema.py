@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -146,6 +147,13 @@ class Sample:
         return cls(
             key=key, messages=tuple(messages), images=tuple(images), target=parts["target"], source=parts["source"]
         )
+
+
+def image_names(formats: Sequence[str]) -> tuple[str, ...]:
+    """Member suffixes for a sample's pictures: "jpg" for one, "0.jpg", "1.png" for several."""
+    if len(formats) == 1:
+        return (formats[0],)
+    return tuple(f"{place}.{suffix}" for place, suffix in enumerate(formats))
 
 
 def image_tags(messages: tuple[dict[str, str], ...]) -> set[int]:

@@ -43,15 +43,11 @@ def shard_name(number: int) -> str:
     return f"shard-{number:06d}.tar"
 
 
-def image_names(formats: Sequence[str]) -> tuple[str, ...]:
-    """Member suffixes for a sample's pictures: "jpg" for one, "0.jpg", "1.png" for several."""
-    if len(formats) == 1:
-        return (formats[0],)
-    return tuple(f"{place}.{suffix}" for place, suffix in enumerate(formats))
-
-
 class ShardWriter:
-    """Writes one tar; as a context manager it leaves the whole shard or nothing."""
+    """Writes one tar; as a context manager it leaves the whole shard or nothing.
+
+    A power cut may take it away again until its folder is synced (data/whole.py), once for many shards.
+    """
 
     def __init__(self, path: Path, number: int) -> None:
         """Takes the tar's path and its number in the split."""
@@ -62,7 +58,7 @@ class ShardWriter:
         self._stack = ExitStack()
 
     def __enter__(self) -> "ShardWriter":
-        self._stream = self._stack.enter_context(whole_file(self.path, cached=False))
+        self._stream = self._stack.enter_context(whole_file(self.path, cached=False, lasting=False))
         return self
 
     def __exit__(

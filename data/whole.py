@@ -8,10 +8,11 @@ from typing import BinaryIO
 
 
 @contextmanager
-def whole_file(path: Path, cached: bool = True) -> Iterator[BinaryIO]:
+def whole_file(path: Path, cached: bool = True, lasting: bool = True) -> Iterator[BinaryIO]:
     """A stream whose bytes stand at `path` once the block ends well; if it does not, nothing changes there.
 
-    Unless `cached`, they take no memory that other files' bytes could be kept in, as nobody reads them soon.
+    Unless `cached`, they take no memory that other files' bytes could be kept in, as nobody reads them soon. Unless
+    `lasting`, a power cut may bring back what was there before, until somebody syncs the folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -26,7 +27,8 @@ def whole_file(path: Path, cached: bool = True) -> Iterator[BinaryIO]:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
-    sync(path.parent)
+    if lasting:
+        sync(path.parent)
 
 
 def send_out(stream: BinaryIO) -> None:

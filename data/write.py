@@ -23,7 +23,7 @@ from data.schema import Picture
 from data.shards import ShardWriter, shard_name
 from data.tokens import Tokens
 from data.volumes import Reader
-from data.whole import remove_leftovers, whole_file
+from data.whole import remove_leftovers, sync, whole_file
 from data.workers import in_order
 
 
@@ -94,6 +94,8 @@ def write_shards(
     jobs = (_job(out, shard, split_plan, mapping, tokenizer) for shard, split_plan in todo)
     for written in in_order(pool, write_shard, jobs, 2 * workers + 1):
         report(written)
+    for split in sorted({shard.split for shard, _ in todo}):
+        sync(out / split)
     changed = bool(todo or stale)
     shards: dict[str, list[dict[str, Any]]] = {}
     pictures: dict[str, int] = {}
@@ -187,14 +189,16 @@ def write_shard(job: WriteJob) -> int:
     mapping = Mapping(**job.mapping)
     ledger = Ledger(out / "downloads")
     entries = []
-    with ShardWriter(out / shard.split / shard_name(shard.number), shard.number) as writer, Reader() as volumes:
+    path = out / shard.split / shard_name(shard.number)
+    # Where a power cut loses the tar's name or the note's, the shard is written again; names are synced all at once.
+    with ShardWriter(path, shard.number) as writer, Reader() as volumes:
         for record, key in zip(ledger.take(job.rows.tolist()), job.keys.to_pylist(), strict=True):
             pictures = _pictures(ledger, record, volumes)
             sample = mapping.sample(record.row, record.values, key, [picture.format for picture in pictures])
             entry = writer.add(sample, pictures, group="")
             entries.append(job.tokenizer.counted(entry, sample) if job.tokenizer else entry)
     note = {
-        "name": shard_name(shard.number),
+        "name": path.name,
         "bytes": writer.bytes,
         "sha256": writer.sha256,
         "samples": len(entries),
@@ -202,7 +206,7 @@ def write_shard(job: WriteJob) -> int:
     table = to_table(entries).replace_schema_metadata(
         {"shard": json.dumps(note), "fingerprint": _fingerprint(shard, job.tokenizer)}
     )
-    with whole_file(_note_path(out, shard)) as stream:
+    with whole_file(_note_path(out, shard), lasting=False) as stream:
         pq.write_table(table, stream)
     return len(entries)
 

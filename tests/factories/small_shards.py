@@ -12,8 +12,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pro
 from data.images import check_picture
 from data.index import write_index
 from data.manifest import CHAT_TEMPLATES, Manifest
-from data.schema import Picture, Sample
-from data.shards import ShardWriter, image_names, shard_name
+from data.schema import Picture, Sample, image_names
+from data.shards import ShardWriter, shard_name
 from train.pipeline.corpus import ShardSet
 
 SPECIALS = ("<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>")

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from data.build import Outcome, build, main
+from data.build import build, main
 from data.build_options import BuildSettings, parse
 from data.index import Index
 from data.manifest import Manifest
+from data.outcome import Outcome
 from data.parts import Part
 from data.plan import ShardSize
 from data.schema import UserError

@@ -10,8 +10,8 @@ import webdataset
 
 from data.index import Index, IndexEntry, write_index
 from data.manifest import CHAT_TEMPLATES, Manifest, ManifestError
-from data.schema import Picture, Sample
-from data.shards import ShardError, ShardWriter, image_names, iter_samples, parse_sample, read_sample, shard_name
+from data.schema import Picture, Sample, image_names
+from data.shards import ShardError, ShardWriter, iter_samples, parse_sample, read_sample, shard_name
 
 
 def picture(data: bytes, suffix: str = "jpg") -> Picture:
