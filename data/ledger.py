@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from data.parts import ALL
 from data.parts import Part as Share
 from data.schema import UserError
-from data.travel import travels_light
+from data.travel import made, travels_light
 from data.whole import whole_file, write_whole
 
 PART_ROWS = 500
@@ -299,9 +299,7 @@ def _records(table: pa.Table) -> list[Record]:
     columns = {name: flat.field(name).to_pylist() for name in _PICTURE.names}
     of_found, of_lost = (list(zip(*(columns[name] for name in names), strict=True)) for names in (_FOUND, _LOST))
     pictures = [
-        Found(**dict(zip(_FOUND, found, strict=True)))
-        if verdict == "ok"
-        else Lost(reason=verdict, **dict(zip(_LOST, lost, strict=True)))
+        made(Found, found) if verdict == "ok" else Lost(reason=verdict, **dict(zip(_LOST, lost, strict=True)))
         for verdict, found, lost in zip(columns["verdict"], of_found, of_lost, strict=True)
     ]
     ends = np.cumsum([0, *listed.value_lengths().to_pylist()]).tolist()

@@ -20,14 +20,15 @@ def travels_light(cls: type[Class]) -> type[Class]:
     values = attrgetter(*names)
 
     def reduce(self: Class) -> tuple[Any, ...]:
-        return _made, (cls, values(self))
+        return made, (cls, values(self))
 
     cls.__reduce__ = reduce  # type: ignore[assignment, method-assign]
     return cls
 
 
-def _made(cls: type[Class], values: tuple[Any, ...]) -> Class:
-    made = cls.__new__(cls)
+def made(cls: type[Class], values: tuple[Any, ...]) -> Class:
+    """An object of a class that travels light, out of its fields' values in their order; nothing is checked."""
+    new = cls.__new__(cls)
     for put, value in zip(_SETTERS[cls], values, strict=True):
-        put(made, value)
-    return made
+        put(new, value)
+    return new

@@ -357,6 +357,22 @@ def test_a_url_of_many_rows_is_asked_for_once(tmp_path: Path, server: Server) ->
     assert [record.status for record in records] == ["ok"] * 40 + ["rejected"] * 40
 
 
+def test_a_url_of_an_earlier_part_is_not_asked_for_again(tmp_path: Path, server: Server) -> None:
+    urls = [server.url("picture"), server.url("404")]
+    records, _ = run(tmp_path, [*urls, *["none.jpg"] * PART_ROWS, *urls], **HERE)
+    assert [server.asked.count(name) for name in ("picture", "404")] == [1, 1]
+    assert [record.status for record in records[-2:]] == ["ok", "rejected"]
+
+
+def test_a_server_that_does_not_answer_keeps_later_parts_waiting_for_a_moment_only(
+    tmp_path: Path, server: Server
+) -> None:
+    records, _ = run(tmp_path, [server.url("silent")] * PART_ROWS + [server.url("picture")], **HERE)
+    assert [records[0].reason, records[-1].status] == ["timeout", "ok"]
+    assert server.asked.count("silent") == LIMITS.attempts
+    assert "silent" in server.asked[server.asked.index("picture") :]
+
+
 def test_the_good_pictures_of_a_rejected_row_are_not_asked_for_again(tmp_path: Path, server: Server) -> None:
     both = [server.url("picture"), server.url("flaky")]
     (record,), _ = run(tmp_path, [both], limits=replace(LIMITS, attempts=1), **HERE)

@@ -1,6 +1,8 @@
 """The pool: work is done in other processes, and one that dies is an error, not a hang."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -27,3 +29,9 @@ def test_a_worker_makes_arrays_without_pandas_and_has_it_where_it_is_asked_for()
         assert pool.submit(eval, frame).result() == [1, 2]
         back = "__import__('pyarrow').array(__import__('pandas').Series([1, None])).null_count"
         assert pool.submit(eval, back).result() == 1
+
+
+def test_a_program_that_leaves_says_all_it_had_to_say_and_its_code() -> None:
+    said = "import atexit; from data.light import leave; atexit.register(print, 'last'); print('first'); leave(3)"
+    left = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=False)
+    assert (left.returncode, left.stdout, left.stderr) == (3, "first\nlast\n", "")
