@@ -187,7 +187,11 @@ def _add_shares(parser: argparse.ArgumentParser) -> None:
         "--join", action="store_true", help="put the shares of all machines together, and do what is left to do"
     )
     parser.add_argument(
-        "--workers", type=kinds.not_negative, default=2, metavar="N", help="processes; 0 for none (default: 2)"
+        "--workers",
+        type=kinds.not_negative,
+        default=2,
+        metavar="N",
+        help="processes, and one more for shards, as each waits for the disk; 0 for none (default: 2)",
     )
 
 

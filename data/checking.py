@@ -18,8 +18,8 @@ from data.travel import travels_light
 from data.volumes import Reader
 
 HELD_PIXELS = 4 << 20  # bytes of small pictures that wait to be looked at together
-_NO_WAIT = nullcontext()
 LARGE_PIXELS = 12_000_000  # decoding so many takes 50 MB; larger ones wait for each other
+_NO_WAIT = nullcontext()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

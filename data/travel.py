@@ -12,8 +12,7 @@ _SETTERS: dict[type, list[Callable[[Any, Any], None]]] = {}
 def travels_light(cls: type[Class]) -> type[Class]:
     """A decorator of dataclasses with slots: their objects are pickled as the bare values of their fields.
 
-    By themselves dataclasses take each value out, and put it back, by a call that looks its name up: three times as
-    long.
+    By themselves dataclasses take each value out, and put it back, by a call that looks its name up: twice as long.
     """
     names: tuple[str, ...] = cls.__slots__  # type: ignore[attr-defined]
     _SETTERS[cls] = [getattr(cls, name).__set__ for name in names]

@@ -239,7 +239,7 @@ def measure(options: argparse.Namespace) -> list[Figure]:
         for mode, setting in best.items():
             name = f"img2dataset, {mode}, {setting[1]} × {setting[2]}"
             ways[name] = lambda setting=setting: download(program, work, "all", count, *setting)  # type: ignore[misc]
-        timings = in_turns(ways, options.rounds, warm_up=0)
+        timings = in_turns(ways, options.rounds, warm_up=0, before=os.sync)
     shutil.rmtree(work / "out")
     ours = timings["data.build"]
     print_table(

@@ -24,16 +24,22 @@ class Timing:
 
 
 def in_turns(
-    ways: dict[str, Callable[[], object]], rounds: int, warm_up: int = 1, clock: Callable[[], float] = time.perf_counter
+    ways: dict[str, Callable[[], object]],
+    rounds: int,
+    warm_up: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+    before: Callable[[], object] = lambda: None,
 ) -> dict[str, Timing]:
     """Call each way once a round, every other round in the opposite order; returns their times by name.
 
     `warm_up`: first rounds that are not counted. `clock`: `time.process_time` for work of this process alone, whose
-    waits for a core that others keep busy are then left out.
+    waits for a core that others keep busy are then left out. `before`: called before each and not timed; `os.sync` for
+    those that write, so that none waits for what another left to the disk.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(-warm_up, rounds):
         for name in ways if number % 2 else reversed(ways):
+            before()
             start = clock()
             ways[name]()
             taken = clock() - start

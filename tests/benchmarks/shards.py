@@ -15,6 +15,7 @@ import argparse
 import csv
 import hashlib
 import io
+import os
 import shutil
 import statistics
 import subprocess
@@ -114,7 +115,7 @@ def measure(options: argparse.Namespace) -> list[Figure]:
         paths = catalogue(folder, found.files, options.pictures)
         print(f"{len(paths):,} pictures of {sum(path.stat().st_size for path in paths) / len(paths):,.0f} bytes")
         ways = {way: lambda run=run: run(folder, paths) for way, run in WAYS.items()}  # type: ignore[misc]
-        timings = in_turns(ways, options.rounds, warm_up=0)
+        timings = in_turns(ways, options.rounds, warm_up=0, before=os.sync)
     rates = {way: [len(paths) / taken for taken in timing.seconds] for way, timing in timings.items()}
     for way, measured in rates.items():
         print(f"{way:28} {statistics.median(measured):8,.0f} pictures/s")
