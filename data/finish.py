@@ -1,7 +1,5 @@
 """The steps after the fetch: rows dealt to splits, shards and manifest written, all of it sent where it is to go."""
 
-from concurrent.futures import Executor
-
 from data.build_options import BuildSettings
 from data.build_plan import bring_plan, build_record
 from data.ledger import Ledger
@@ -12,7 +10,6 @@ from data.outcome import Outcome
 from data.progress import progress
 from data.publish import publish, upload_bytes
 from data.tokens import Tokens
-from data.workers import worker_pool
 from data.write import write_shards
 
 
@@ -23,23 +20,21 @@ def finish(settings: BuildSettings, mapping: Mapping, ledger: Ledger, outcome: O
     trim()  # what the split took, before workers come again
     if "write" not in settings.steps:
         return
-    # A new pool, so that none takes memory during the split; each worker waits for the disk a tenth of the time.
-    with worker_pool(settings.workers and settings.workers + 1) as pool:
-        _write(settings, mapping, ledger, pool, outcome)
+    _write(settings, mapping, ledger, outcome)
     if settings.upload and settings.part.whole:
         with progress("upload", "bytes", upload_bytes(settings.output)) as report:
             outcome.uploaded = publish(settings.output, settings.upload, report)
         outcome.changed |= outcome.uploaded > 0
 
 
-def _write(settings: BuildSettings, mapping: Mapping, ledger: Ledger, pool: Executor, outcome: Outcome) -> None:
+def _write(settings: BuildSettings, mapping: Mapping, ledger: Ledger, outcome: Outcome) -> None:
     plan, summary = outcome.plan, ledger.summary()
     assert plan is not None
     assert summary is not None
     template = CHAT_TEMPLATES[mapping.chat_template]
     tokens = Tokens.of(settings.tokenizer, template) if settings.tokenizer else None
     with progress("write", "samples", sum(len(one.rows) for one in plan.splits.values())) as report:
-        written = write_shards(settings.output, plan, mapping, pool, settings.workers, report, tokens, settings.part)
+        written = write_shards(settings.output, plan, mapping, settings.workers, report, tokens, settings.part)
     outcome.shards_written = written.new_shards
     outcome.changed |= written.changed
     if not settings.part.whole:

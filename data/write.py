@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -24,7 +23,7 @@ from data.shards import ShardWriter, shard_name
 from data.tokens import Tokens
 from data.volumes import Reader
 from data.whole import remove_leftovers, sync, whole_file
-from data.workers import in_order
+from data.workers import in_order, worker_pool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +55,6 @@ def write_shards(
     out: Path,
     plan: Plan,
     mapping: Mapping,
-    pool: Executor,
     workers: int,
     report: Callable[[int], None],
     tokenizer: Tokens | None = None,
@@ -64,8 +62,8 @@ def write_shards(
 ) -> Written:
     """Bring the shards and indexes under `out` up to date with the plan.
 
-    Arguments: the output folder; the plan; the mapping; a pool of `workers` processes; told how many more samples
-    stand; the tokenizer that counts tokens into the index; the machine, if several divide the shards among them: it
+    Arguments: the output folder; the plan; the mapping; the number of processes; told how many more samples stand; the
+    tokenizer that counts tokens into the index; the machine, if several divide the shards among them: it
     writes its shards alone, no index.
     Raises PictureChanged if a picture was changed since it was fetched.
     """
@@ -92,8 +90,10 @@ def write_shards(
     # The largest first, so that the workers come to an end together; a few at a time, as a job names all its rows.
     todo.sort(key=lambda one: one[0].first - one[0].last)
     jobs = (_job(out, shard, split_plan, mapping, tokenizer) for shard, split_plan in todo)
-    for written in in_order(pool, write_shard, jobs, 2 * workers + 1):
-        report(written)
+    # One more, as each waits for the disk a tenth of the time; gone before the indexes come, which take memory.
+    with worker_pool(workers and workers + 1) as pool:
+        for written in in_order(pool, write_shard, jobs, 2 * workers + 1):
+            report(written)
     for split in sorted({shard.split for shard, _ in todo}):
         sync(out / split)
     changed = bool(todo or stale)
@@ -109,18 +109,24 @@ def write_shards(
 
 
 def _index(notes: list[Path], plan: SplitPlan) -> pa.Table:
-    """The index of a split out of what its shards noted, put together column by column: it is never there twice.
+    """The index of a split out of what its shards noted, a column at a time: whole it is there once, not twice.
 
     The groups are the plan's: rows that are added to a catalogue may join groups of older ones, whose shards stay.
     """
-    pieces: dict[str, list[pa.Array]] = {name: [] for name in SCHEMA.names if name != "group"}
-    for path in notes:
-        with pq.ParquetFile(path) as file:  # a data set of one file takes ten times as long
-            table = file.read(columns=list(pieces))
-        for name, listed in pieces.items():
-            listed += table[name].cast(SCHEMA.field(name).type).chunks
-    columns = {name: plan.groups if name == "group" else pa.concat_arrays(pieces.pop(name)) for name in SCHEMA.names}
+    columns = {}
+    for name in SCHEMA.names:
+        if name == "group":
+            columns[name] = plan.groups
+        else:
+            columns[name] = pa.concat_arrays([chunk for path in notes for chunk in _column(path, name)])
     return pa.table(columns, schema=SCHEMA)
+
+
+def _column(note: Path, name: str) -> list[pa.Array]:
+    """A column of what a shard noted; read as one file, which a data set of one file takes ten times as long for."""
+    with pq.ParquetFile(note) as file:
+        chunks: list[pa.Array] = file.read(columns=[name])[name].cast(SCHEMA.field(name).type).chunks
+        return chunks
 
 
 def _write_index(path: Path, table: pa.Table) -> bool:
