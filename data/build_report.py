@@ -1,4 +1,4 @@
-"""What a build did, and how it is said to a person."""
+"""How it is said to a person what a build did."""
 
 from pathlib import Path
 

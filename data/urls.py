@@ -16,7 +16,7 @@ _FOUND = [field.name for field in fields(Found)]
 _LOST = [field.name for field in fields(Lost)]
 _BYTES = [field.name for field in fields(Found) if field.type is bytes]
 _TO_JSON = json.JSONEncoder(default=bytes.hex)
-_SLOTS = 1 << 24  # of which two million URLs mark an eighth
+_SLOTS = 1 << 24  # as three bytes tell apart; two million URLs mark an eighth
 
 
 class UrlStore:
@@ -106,7 +106,7 @@ def _open(path: Path) -> sqlite3.Connection:
 
 
 def _slot(name: bytes) -> int:
-    return int.from_bytes(name[:3], "big") % _SLOTS
+    return int.from_bytes(name[:3], "big")
 
 
 def url_hash(url: str) -> bytes:

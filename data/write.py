@@ -22,7 +22,7 @@ from data.schema import Picture
 from data.shards import ShardWriter, shard_name
 from data.tokens import Tokens
 from data.volumes import Reader
-from data.whole import remove_leftovers, sync, whole_file
+from data.whole import remove_leftovers, whole_file
 from data.workers import in_order, worker_pool
 
 
@@ -63,8 +63,8 @@ def write_shards(
     """Bring the shards and indexes under `out` up to date with the plan.
 
     Arguments: the output folder; the plan; the mapping; the number of processes; told how many more samples stand; the
-    tokenizer that counts tokens into the index; the machine, if several divide the shards among them: it
-    writes its shards alone, no index.
+    tokenizer that counts tokens into the index; the machine, if several divide the shards among them: it writes its
+    shards alone, no index.
     Raises PictureChanged if a picture was changed since it was fetched.
     """
     todo = []
@@ -90,12 +90,11 @@ def write_shards(
     # The largest first, so that the workers come to an end together; a few at a time, as a job names all its rows.
     todo.sort(key=lambda one: one[0].first - one[0].last)
     jobs = (_job(out, shard, split_plan, mapping, tokenizer) for shard, split_plan in todo)
-    # One more, as each waits for the disk a tenth of the time; gone before the indexes come, which take memory.
-    with worker_pool(workers and workers + 1) as pool:
-        for written in in_order(pool, write_shard, jobs, 2 * workers + 1):
-            report(written)
-    for split in sorted({shard.split for shard, _ in todo}):
-        sync(out / split)
+    if todo:
+        # One more, as each waits for the disk a tenth of the time; gone before the indexes come, which take memory.
+        with worker_pool(workers and workers + 1) as pool:
+            for written in in_order(pool, write_shard, jobs, 2 * workers + 1):
+                report(written)
     changed = bool(todo or stale)
     shards: dict[str, list[dict[str, Any]]] = {}
     pictures: dict[str, int] = {}
@@ -196,7 +195,7 @@ def write_shard(job: WriteJob) -> int:
     ledger = Ledger(out / "downloads")
     entries = []
     path = out / shard.split / shard_name(shard.number)
-    # Where a power cut loses the tar's name or the note's, the shard is written again; names are synced all at once.
+    # Where a power cut loses the tar's name or the note's, the shard is written again; the index syncs all names.
     with ShardWriter(path, shard.number) as writer, Reader() as volumes:
         for record, key in zip(ledger.take(job.rows.tolist()), job.keys.to_pylist(), strict=True):
             pictures = _pictures(ledger, record, volumes)
