@@ -1,8 +1,8 @@
 """Files that have come → checked by the pool, as many at once as have come together, and remembered."""
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
 
 from data.checking import Checking, CheckJob, check_files
 from data.incoming import Incoming
@@ -12,12 +12,7 @@ from data.urls import UrlStore
 BATCH = 64  # files a worker is given at most at once: to hand a batch over takes as long as to look at a small picture
 
 
-@dataclass(frozen=True, slots=True)
-class _Waiting:
-    """A file that waits to be checked."""
-
-    job: CheckJob
-    outcome: "asyncio.Future[Found | Lost]"
+Told = Callable[[Found | Lost], None]
 
 
 class Checkers:
@@ -30,16 +25,17 @@ class Checkers:
         self._store = store
         self._incoming = incoming
         self._turns = asyncio.Semaphore(2 * workers)
-        self._queue: asyncio.Queue[_Waiting] = asyncio.Queue(2 * workers * BATCH)
+        self._queue: asyncio.Queue[tuple[CheckJob, Told]] = asyncio.Queue(2 * workers * BATCH)
 
-    async def check(self, job: CheckJob) -> Found | Lost:
-        """Have a file checked. A file of ours is released when this returns."""
-        waiting = _Waiting(job, asyncio.get_running_loop().create_future())
-        await self._queue.put(waiting)
-        return await waiting.outcome
+    async def add(self, job: CheckJob, told: Told) -> None:
+        """Have a file checked; waits only for its turn. `told` what became of it, a file of ours is released by then.
+
+        Told, not waited for: to wake somebody for each picture takes a tenth of the time that fetching one does.
+        """
+        await self._queue.put((job, told))
 
     async def check_all(self, jobs: list[CheckJob]) -> list[Found | Lost]:
-        """Have files checked by one worker, in turn; as `check` of each."""
+        """Have files checked by one worker, in turn. Files of ours are released when this returns."""
         async with self._turns:
             outcomes = await asyncio.get_running_loop().run_in_executor(self._pool, check_files, self._checking, jobs)
         for job, outcome in zip(jobs, outcomes, strict=True):
@@ -60,7 +56,6 @@ class Checkers:
             batch = [await self._queue.get()]
             while len(batch) < BATCH and not self._queue.empty():
                 batch.append(self._queue.get_nowait())
-            outcomes = await self.check_all([one.job for one in batch])
-            for one, outcome in zip(batch, outcomes, strict=True):
-                if not one.outcome.done():
-                    one.outcome.set_result(outcome)
+            outcomes = await self.check_all([job for job, _ in batch])
+            for (_, told), outcome in zip(batch, outcomes, strict=True):
+                told(outcome)

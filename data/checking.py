@@ -10,11 +10,11 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from data.images import KEEP, PictureError, Rewriting, Room, prove_picture
 from data.ledger import Found, Lost
 from data.looks import Small, look_at_all
-from data.travel import travels_light
 from data.volumes import Reader
 
 HELD_PIXELS = 4 << 20  # bytes of small pictures that wait to be looked at together
@@ -32,21 +32,19 @@ class Checking:
     rewriting: Rewriting = KEEP
 
 
-@travels_light
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckJob:
+class CheckJob(NamedTuple):
     """A file to be checked."""
 
     url: str
     """As the catalogue names it."""
     path: str
-    offset: int = 0
-    bytes: int | None = None
-    """From there, in a volume (data/volumes.py), where it stays; None: the whole file."""
     ours: bool
     """Brought here by us, for good in a volume or in pictures/. Else it is read where it is."""
     asked: int
-    """As of `Found`, as are the others."""
+    """As of `Found`, as are the last ones."""
+    offset: int = 0
+    bytes: int | None = None
+    """From there, in a volume (data/volumes.py), where it stays; None: the whole file."""
     host: str = ""
     robots: str = ""
     attempts: int = 0

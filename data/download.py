@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from time import time
 
@@ -24,6 +25,7 @@ REASONS = {401: "forbidden", 403: "forbidden", 404: "not-found", 410: "not-found
 UNANSWERED = ("timeout", "connection")
 HEAD_BYTES = 16  # that tell a picture from a web page
 HELD_BYTES = 1 << 18  # of a picture in memory before the rest goes to its file as it comes
+Beside = Callable[[], str]  # names that file
 
 
 class Downloader:
@@ -46,11 +48,11 @@ class Downloader:
     async def __aexit__(self, *_: object) -> None:
         await self._wire.close()
 
-    async def fetch(self, text: str, path: str, visit: Visit) -> bytes | None:
+    async def fetch(self, text: str, beside: Beside, visit: Visit) -> bytes | None:
         """Download a URL.
 
-        Arguments: the URL; the file that a picture too large to be held is written to as it comes, which is removed if
-        this raises; `visit` is filled in.
+        Arguments: the URL; names the file that a picture too large to be held is written to as it comes, which is
+        removed if this raises; `visit` is filled in.
         Returns: the bytes; None if they are in the file.
         Raises DownloadError with one of the classes of `data.failures`.
         """
@@ -60,7 +62,7 @@ class Downloader:
         host.check()
         await self._permit(url, host, visit)
         try:
-            data = await self._with_attempts(url, host, path, visit)
+            data = await self._with_attempts(url, host, beside, visit)
         except DownloadError as error:
             if error.reason in UNANSWERED:
                 host.failed(error.detail)
@@ -86,7 +88,7 @@ class Downloader:
         if visit is not None:
             visit.robots = verdict
 
-    async def _with_attempts(self, url: URL, host: Host, path: str, visit: Visit) -> bytes | None:
+    async def _with_attempts(self, url: URL, host: Host, beside: Beside, visit: Visit) -> bytes | None:
         limits, now = self._limits, asyncio.get_running_loop().time
         end: float | None = None
         failure: DownloadError | None = None
@@ -99,7 +101,7 @@ class Downloader:
                 visit.attempts = attempt
                 try:
                     async with asyncio.timeout_at(min(now() + limits.timeout_s, end)):
-                        return await self._follow(url, host, path, visit)
+                        return await self._follow(url, host, beside, visit)
                 except TimeoutError:
                     failure = DownloadError("timeout", f"nothing whole after {limits.timeout_s:g} s", 0.0)
                 except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -120,12 +122,12 @@ class Downloader:
         assert failure is not None
         raise failure
 
-    async def _follow(self, url: URL, host: Host, path: str, visit: Visit) -> bytes | None:
+    async def _follow(self, url: URL, host: Host, beside: Beside, visit: Visit) -> bytes | None:
         for _ in range(self._limits.max_redirects + 1):
             with await self._wire.get(url) as response:
                 target = response.headers.get("Location")
                 if response.status not in REDIRECTS or not target:
-                    return await self._receive(response, path, visit)
+                    return await self._receive(response, beside, visit)
             url = _joined(url, target)
             other = self._hosts.of(url.raw_host or "")
             await self._permit(url, other, visit)
@@ -134,7 +136,7 @@ class Downloader:
                 host = other
         raise DownloadError("redirects", f"more than {self._limits.max_redirects}, the last one to {str(url)[:200]}")
 
-    async def _receive(self, response: Response, path: str, visit: Visit) -> bytes | None:
+    async def _receive(self, response: Response, beside: Beside, visit: Visit) -> bytes | None:
         if response.status != 200:
             raise _refusal(response)
         wish = forbids_training(response.headers.getall("X-Robots-Tag", ()))
@@ -146,9 +148,9 @@ class Downloader:
             raise DownloadError("packed", f"the server sends it packed ({packing[:50]}), though asked for plain bytes")
         if response.announced > self._limits.max_bytes:
             raise self._too_large(f"{response.announced:,} bytes announced")
-        return await self._save(response, path)
+        return await self._save(response, beside)
 
-    async def _save(self, response: Response, path: str) -> bytes | None:
+    async def _save(self, response: Response, beside: Beside) -> bytes | None:
         held, held_bytes, received, checked, spilled = list[bytes](), 0, 0, False, False
         try:
             while chunk := await response.content.readany():
@@ -161,15 +163,17 @@ class Downloader:
                     _check_head(b"".join(held))
                     checked = True
                 if held_bytes >= HELD_BYTES:
-                    _spill(path, held, "ab" if spilled else "wb")
+                    _spill(beside(), held, "ab" if spilled else "wb")
                     held, held_bytes, spilled = [], 0, True
+                if response.content.at_eof():
+                    break
             if not spilled:
                 return b"".join(held)
-            _spill(path, held, "ab")
+            _spill(beside(), held, "ab")
             return None
         except BaseException:
             if spilled:
-                os.unlink(path)
+                os.unlink(beside())
             raise
 
     def _too_large(self, what: str) -> DownloadError:

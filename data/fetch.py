@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.asking import Asking, Visit
 from data.chat import picture_values
-from data.checkers import BATCH, Checkers
+from data.checkers import BATCH, Checkers, Told
 from data.checking import Checking, CheckJob
 from data.entries import Entry, Source
 from data.failures import DownloadError
@@ -23,7 +24,7 @@ from data.ledger import PART_ROWS, Found, Ledger, Lost, Record, Summary
 from data.originals import unchanged
 from data.parts import ALL
 from data.parts import Part as Share
-from data.pending import ELSEWHERE, Ask, Bring, Part, PartReader, Pending
+from data.pending import Ask, Bring, Part, PartReader, Pending
 from data.places import PlaceError, copy_here
 from data.probe import Probe, ProbeFailed
 from data.progress import Report
@@ -136,7 +137,8 @@ class _Fetch:
         folder, volumes = (ledger.downloads / f"{name}{share.suffix}" for name in ("incoming", "volumes"))
         self._incoming = Incoming(folder, volumes, store.commit)
         self._probe = Probe(settings.asking.probe)
-        self._flying: dict[str, asyncio.Future[Found | Lost]] = {}
+        self._flying: dict[str, list[Told]] = {}
+        """URL that is asked for → who is to be told."""
         self._downloader: Downloader | None = None
         self._begun = self._done = self._wanted = 0
         self._moved = asyncio.Event()
@@ -228,102 +230,96 @@ class _Fetch:
         ]
         async with asyncio.TaskGroup() as group:
             for start in range(0, len(here), BATCH):
-                group.create_task(self._files(here[start : start + BATCH]))
+                group.create_task(self._files(part, here[start : start + BATCH]))
             for row in part.rows:
-                if any(isinstance(one, ELSEWHERE) for one in row.pictures):
-                    group.create_task(self._row(row))
-                else:
-                    self._count(row)
+                if not row.left:
+                    self._count(part, row)
+                for place, one in enumerate(row.pictures):
+                    if isinstance(one, Ask):
+                        self._ask(group, part, row, place, one)
+                    elif isinstance(one, Bring):
+                        group.create_task(self._bring(part, row, place, one))
+            await part.done.wait()
         records = [_record(row) for row in part.rows]
         if records != part.old:
             self._ledger.reopen(self._share)
             await asyncio.to_thread(self._ledger.write, part.number, records, fingerprint)
             self._counts.parts_written += 1
 
-    async def _files(self, here: list[tuple[Pending, int]]) -> None:
+    def _settle(self, part: Part, row: Pending, place: int, outcome: Found | Lost) -> None:
+        if row.settle(place, outcome):
+            self._count(part, row)
+
+    def _count(self, part: Part, row: Pending) -> None:
+        """Report a row that is done."""
+        part.count()
+        self._done += 1
+        if self._done in (self._wanted, self._begun):
+            self._moved.set()
+        found = [one for one in row.pictures if isinstance(one, Found)]
+        gone = [one for one in row.pictures if isinstance(one, Lost)]
+        by_download = [one.reason for one in gone if one.by_download]
+        self._counts.urls += sum([one.attempts > 0 for one in found], len(by_download))
+        if by_download:
+            self._counts.failed.update(by_download)
+            self._rows_failed += 1
+        self._report(
+            1,
+            pictures=len(found),
+            bytes=sum([one.bytes for one in found]),
+            rejected=int(bool(gone) or isinstance(row.entry, Rejected)),
+        )
+
+    async def _files(self, part: Part, here: list[tuple[Pending, int]]) -> None:
         """Have files checked that are there: many at once, as a task for each costs as much as a small picture."""
         jobs = [job for row, place in here if isinstance(job := row.pictures[place], CheckJob)]
         self._counts.checked += len(jobs)
         outcomes = await self._checkers.check_all(jobs)
         for (row, place), outcome in zip(here, outcomes, strict=True):
-            row.pictures[place] = outcome
-            self._count(row)
+            self._settle(part, row, place, outcome)
 
-    async def _row(self, row: Pending) -> None:
-        left = [(place, one) for place, one in enumerate(row.pictures) if isinstance(one, ELSEWHERE)]
-        if len(left) == 1:
-            await self._settle(row, *left[0])
-        else:
-            async with asyncio.TaskGroup() as group:
-                for place, one in left:
-                    group.create_task(self._settle(row, place, one))
-        self._count(row)
-
-    def _count(self, row: Pending) -> None:
-        """Report a row once nothing is left to do for it."""
-        if row.counted or not row.done:
-            return
-        row.counted = True
-        self._done += 1
-        if self._done in (self._wanted, self._begun):
-            self._moved.set()
-        gone = [one for one in row.pictures if isinstance(one, Lost)]
-        found = [one for one in row.pictures if isinstance(one, Found)]
-        by_download = [one.reason for one in gone if one.by_download]
-        self._counts.urls += sum(one.attempts > 0 for one in found) + len(by_download)
-        self._counts.failed.update(by_download)
-        self._rows_failed += bool(by_download)
-        self._report(
-            1,
-            pictures=len(found),
-            bytes=sum(one.bytes for one in found),
-            rejected=int(bool(gone) or isinstance(row.entry, Rejected)),
-        )
-
-    async def _settle(self, row: Pending, place: int, one: Bring | Ask) -> None:
-        row.pictures[place] = await (self._bring(one) if isinstance(one, Bring) else self._ask(one))
-
-    async def _bring(self, one: Bring) -> Found | Lost:
+    async def _bring(self, part: Part, row: Pending, place: int, one: Bring) -> None:
         self._counts.checked += 1
         try:
             await asyncio.to_thread(copy_here, one.url, Path(one.job.path), self._settings.asking.limits.max_bytes)
         except (OSError, PlaceError) as error:
             Path(one.job.path).unlink(missing_ok=True)
             reason = "missing-file" if isinstance(error, FileNotFoundError) else "unreadable-file"
-            return one.job.lost(reason, f"{one.job.url[:500]}: {error}")
-        return await self._checkers.check(one.job)
+            self._settle(part, row, place, one.job.lost(reason, f"{one.job.url[:500]}: {error}"))
+        else:
+            await self._checkers.add(one.job, partial(self._settle, part, row, place))
 
-    async def _ask(self, ask: Ask) -> Found | Lost:
-        """What becomes of a URL; it is asked for once in a run, however many rows have it."""
+    def _ask(self, group: asyncio.TaskGroup, part: Part, row: Pending, place: int, ask: Ask) -> None:
+        """Settle a URL by what became of it earlier, or begin to ask; once in a run, however many rows have it."""
         flying = self._flying.get(ask.url)
         if flying is not None:
-            return await asyncio.shield(flying)
+            flying.append(partial(self._settle, part, row, place))
+            return
         earlier, fresh = self._store.get(ask.url) or (ask.earlier, False)
-        if isinstance(earlier, Found) and unchanged(self._ledger.downloads, earlier):
-            return earlier
-        if isinstance(earlier, Lost) and (fresh or not self._settings.asking.again(earlier)):
-            return earlier
-        future = self._flying[ask.url] = asyncio.get_running_loop().create_future()
-        probed = earlier is None and self._probe.enter()
-        try:
-            outcome = await self._download(ask)
-        except BaseException:
-            future.cancel()
-            raise
-        future.set_result(outcome)
-        del self._flying[ask.url]
+        if isinstance(earlier, Found):
+            stands = unchanged(self._ledger.downloads, earlier)
+        else:
+            stands = fresh or (earlier is not None and not self._settings.asking.again(earlier))
+        if earlier is not None and stands:
+            self._settle(part, row, place, earlier)
+            return
+        self._flying[ask.url] = [partial(self._settle, part, row, place)]
+        group.create_task(self._download(ask, earlier is None and self._probe.enter()))
+
+    def _answered(self, url: str, probed: bool, outcome: Found | Lost) -> None:
+        for settle in self._flying.pop(url):
+            settle(outcome)
         if probed and isinstance(outcome, Lost):
             self._probe.failed(outcome)
-        return outcome
 
-    async def _download(self, ask: Ask) -> Found | Lost:
+    async def _download(self, ask: Ask, probed: bool) -> None:
         self._counts.checked += 1
         visit = Visit()
         stretch, failure = self._incoming.find(ask.url, visit), None
         if stretch is None:
             try:
                 downloader = self._downloader or await self._open_downloader()
-                data = await downloader.fetch(ask.url, self._incoming.beside(ask.url), visit)
+                data = await downloader.fetch(ask.url, partial(self._incoming.beside, ask.url), visit)
                 stretch = self._incoming.keep(ask.url, visit, data)
             except DownloadError as error:
                 stretch, failure = Stretch(""), error
@@ -339,10 +335,11 @@ class _Fetch:
             attempts=visit.attempts,
         )
         if failure is None:
-            return await self._checkers.check(job)
+            await self._checkers.add(job, partial(self._answered, ask.url, probed))
+            return
         outcome = job.lost(failure.reason, f"{ask.url[:500]}: {failure.detail}")
         self._store.put(outcome)
-        return outcome
+        self._answered(ask.url, probed, outcome)
 
     async def _open_downloader(self) -> "Downloader":
         from data.download import Downloader  # brings aiohttp, for which a catalogue of files need not wait

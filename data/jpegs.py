@@ -20,6 +20,7 @@ _TABLES = (0xC4, 0xDB, 0xDD, 0xFE)  # Huffman codes, quantisation, restarts; com
 _HARMLESS = {0xE0: (b"JFIF\0", 14), 0xE1: (b"http://ns.adobe.com/xap/1.0/\0", 29), 0xE2: (b"ICC_PROFILE\0", 14)}
 _HARMLESS[0xEE] = (b"Adobe", 12)
 _DEPTH = 8  # bits a value
+_FRAME_BYTES = 8  # of a frame, with its length, at least
 
 
 class DamagedJpeg(Exception):
@@ -50,16 +51,18 @@ def plain_frame(data: bytes) -> Frame | None:
         return None
     frame, place = None, 2
     while place + 4 <= len(data) and data[place] == 0xFF:
-        marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
+        marker, length = data[place + 1], data[place + 2] << 8 | data[place + 3]
         if marker == _SCAN:
             return frame
         start, end = place + 4, place + 2 + length
         if marker in _FRAMES:
-            depth, channels = data[start : start + 1], data[start + 5 : start + 6]
-            if frame or end > len(data) or depth != bytes([_DEPTH]) or channels not in (b"\1", b"\3"):
+            if frame or end > len(data) or length < _FRAME_BYTES or data[start] != _DEPTH:
                 return None
-            height, width = (int.from_bytes(data[start + at : start + at + 2], "big") for at in (1, 3))
-            frame = Frame(width, height, channels == b"\1") if height and width else None
+            height, width = data[start + 1] << 8 | data[start + 2], data[start + 3] << 8 | data[start + 4]
+            channels = data[start + 5]
+            if not height or not width or channels not in (1, 3):
+                return None
+            frame = Frame(width, height, channels == 1)
         elif marker not in _TABLES:
             beginning, least = _HARMLESS.get(marker, (b"", 1 << 16))
             if length - 2 < least or not data.startswith(beginning, start):

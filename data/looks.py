@@ -15,7 +15,7 @@ SIDE = 12
 PATCHES = 4
 """Of the likeness in colour, in pixels a side."""
 LOOK_BYTES = SIDE * SIDE + PATCHES * PATCHES * 3
-_HASHED = 32
+_HASHED, _LOW = 32, 8  # means along a side that are hashed; their lowest frequencies
 _STRIP_PIXELS = 2_000_000
 _TOGETHER = 1 << 17  # bytes of pixels, which as numbers stay in a core's cache
 _ONE = 1 << 12  # what the weights of a mean add up to
@@ -29,7 +29,7 @@ def _cosines(count: int, side: int) -> NDArray[np.float64]:
     return cosines
 
 
-_LOWEST = _cosines(8, _HASHED)
+_LOWEST = _cosines(_LOW, _HASHED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +102,12 @@ def look_at_all(smalls: Sequence[Small]) -> list[tuple[int, bytes]]:
         together = max(1, _TOGETHER // smalls[places[0]].pixels.nbytes)
         for first in range(0, len(places), together):
             some = places[first : first + together]
-            sums.fill(some, np.stack([smalls[place].pixels for place in some]), extent)
+            sums.fill(some, np.array([smalls[place].pixels for place in some]), extent)
     # Rounded, so that noise of the last digits in a flat picture cannot turn a bit.
-    frequencies = np.round(sums.frequencies / (_ONE * _ONE * _GREY.sum()), 3).reshape(len(smalls), -1)
+    frequencies = np.round(sums.grey[:, :_LOW, :_LOW] / (_ONE * _ONE * _GREY.sum()), 3).reshape(len(smalls), -1)
     ordered = np.sort(frequencies, axis=1)
     bits = frequencies > (ordered[:, 31:32] + ordered[:, 32:33]) / 2
-    looks = np.concatenate([_bytes(sums.likeness, _GREY.sum()), _bytes(sums.patches)], axis=1)
+    looks = np.concatenate([_bytes(sums.grey[:, _LOW:, _LOW:], _GREY.sum()), _bytes(sums.patches)], axis=1)
     hashes = np.packbits(bits, axis=1).view(">u8")[:, 0].tolist()
     return [(phash, look.tobytes()) for phash, look in zip(hashes, looks, strict=True)]
 
@@ -116,16 +116,15 @@ def look_at_all(smalls: Sequence[Small]) -> list[tuple[int, bytes]]:
 class _Sums:
     """Weighted sums over some pictures' pixels: whole numbers but for the frequencies', and exact."""
 
-    frequencies: Floats
-    """[pictures, 8, 8]"""
-    likeness: Floats
-    """[pictures, SIDE, SIDE]"""
+    grey: Floats
+    """[pictures, _LOW + SIDE, _LOW + SIDE]: frequencies come first, then the likeness; a mix of both is not used."""
     patches: Floats
     """[pictures, PATCHES, PATCHES, 3]"""
 
     @classmethod
     def empty(cls, count: int) -> "_Sums":
-        return cls(np.empty((count, 8, 8)), np.empty((count, SIDE, SIDE)), np.empty((count, PATCHES, PATCHES, 3)))
+        side = _LOW + SIDE
+        return cls(np.empty((count, side, side)), np.empty((count, PATCHES, PATCHES, 3)))
 
     def fill(self, places: list[int], pixels: NDArray[np.uint8], extent: tuple[float, float]) -> None:
         """Add up pictures of one size, [pictures, height, width] or [pictures, height, width, 3]."""
@@ -134,9 +133,7 @@ class _Sums:
         # Below 2**24 in single precision and 2**53 in double: exact, in whatever order a machine adds them up.
         singles = pixels.astype(np.float32)
         grey = singles.reshape(-1, 3) @ _GREY_SINGLES if pixels.ndim == 4 else singles * _GREY_SINGLES.sum()
-        rows = down.grey @ grey.astype(np.float64).reshape(count, height, width)
-        self.frequencies[places] = rows[:, :8] @ across.frequencies.T
-        self.likeness[places] = rows[:, 8:] @ across.likeness.T
+        self.grey[places] = down.grey @ grey.astype(np.float64).reshape(count, height, width) @ across.grey.T
         rows = (down.patches.astype(np.float32) @ singles.reshape(count, height, -1)).astype(np.float64)
         if pixels.ndim == 4:
             channels = rows.reshape(count, PATCHES, width, 3).transpose(0, 1, 3, 2)
@@ -157,18 +154,16 @@ class _Weights:
     But for the frequencies, which are of _HASHED means, whole numbers with _ONE in each row.
     """
 
-    frequencies: Floats
-    likeness: Floats
-    patches: Floats
     grey: Floats
-    """The first two, one below the other."""
+    """Of the frequencies, then of the likeness."""
+    patches: Floats
 
 
 @lru_cache(maxsize=1024)
 def _weights(pixels: int, extent: float) -> _Weights:
     frequencies = _LOWEST @ _means(_HASHED, pixels, extent, _under_triangle)
     likeness, patches = (_means(count, pixels, extent, _under_box) for count in (SIDE, PATCHES))
-    return _Weights(frequencies, likeness, patches, np.concatenate([frequencies, likeness]))
+    return _Weights(np.concatenate([frequencies, likeness]), patches)
 
 
 def _means(count: int, pixels: int, extent: float, under: Callable[[Floats], Floats]) -> Floats:

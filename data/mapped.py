@@ -1,7 +1,6 @@
 """The ledger's rows that make a sample, as compact columns: made part by part, by any process."""
 
 import hashlib
-import json
 from array import array
 from bisect import bisect_right
 from dataclasses import dataclass, field, fields
@@ -20,7 +19,6 @@ from data.schema import Rejected, Sample, SampleError
 
 DIGEST_BYTES = 16
 _TAR_BYTES = 2048  # that headers and padding of a sample may take
-_TO_JSON = json.JSONEncoder()
 _NO_LOOK = bytes(LOOK_BYTES)  # without shapes, hence near to nothing
 
 
@@ -130,7 +128,7 @@ class _Part:
         kept.bytes.append(sum(picture.bytes for picture in record.pictures) + len(said) + _TAR_BYTES)
         kept.products.append(_hash(product))
         words = [message["content"] for message in sample.messages]
-        kept.same.append(_hash(_TO_JSON.encode([product, pictures, words])))
+        kept.same.append(_hash(repr((product, pictures, words))))
         kept.own.append(own)
         kept.digests += xxhash.xxh3_128_digest(said + pictures.encode())
         self._keys.append(sample.key)

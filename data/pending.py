@@ -1,7 +1,8 @@
 """What a part of the catalogue still needs: pictures taken over, files to be checked, URLs to be asked for."""
 
+import asyncio
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -33,29 +34,32 @@ class Ask:
     earlier: Found | Lost | None
 
 
-# Tuples, as a union is made anew wherever it is asked about, which happens for every picture.
-ELSEWHERE = (Bring, Ask)
+# A tuple, as a union is made anew wherever it is asked about, which happens for every picture.
 SETTLED = (Found, Lost)
 Open = CheckJob | Bring | Ask  # a job alone: a file that is there and has to be looked at
 
 
 @dataclass(slots=True)
 class Pending:
-    """A row; once nothing but Found and Lost is left in `pictures`, it is done."""
+    """A row; it is done once nothing but Found and Lost is left in `pictures`."""
 
     entry: Entry
     """Its pictures' bytes are not held any more."""
     pictures: list[Found | Lost | Open]
-    counted: bool = False
-    """Whether it was reported as done."""
+    left: int = field(init=False)
+    """Pictures that are neither found nor lost yet."""
 
-    @property
-    def done(self) -> bool:
-        """Whether nothing is left to do for it."""
-        return all(isinstance(one, SETTLED) for one in self.pictures)
+    def __post_init__(self) -> None:
+        self.left = sum(not isinstance(one, SETTLED) for one in self.pictures)
+
+    def settle(self, place: int, outcome: Found | Lost) -> bool:
+        """Say what became of a picture; returns whether the row is done by that."""
+        self.pictures[place] = outcome
+        self.left -= 1
+        return not self.left
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Part:
     """Some rows of the catalogue, and what the ledger says of them."""
 
@@ -63,6 +67,19 @@ class Part:
     rows: list[Pending]
     old: list[Record]
     """Records of an earlier run with the same settings, of these rows or of others in their place."""
+    left: int = field(init=False)
+    """Rows that are not counted yet."""
+    done: asyncio.Event = field(init=False, default_factory=asyncio.Event)
+    """Set once all are."""
+
+    def __post_init__(self) -> None:
+        self.left = len(self.rows)
+
+    def count(self) -> None:
+        """Count a row that is done."""
+        self.left -= 1
+        if not self.left:
+            self.done.set()
 
     @property
     def asks(self) -> bool:

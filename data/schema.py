@@ -10,7 +10,6 @@ from typing import Any
 IMAGE_TAG = re.compile(r"<\|image_(\d+)\|>")
 ROLES = ("system", "user", "assistant")
 KEY = re.compile(r"[A-Za-z0-9_~-]{1,90}")
-_MESSAGE = {"role", "content"}
 _TO_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
@@ -100,11 +99,12 @@ class Sample:
         if not self.messages:
             raise SampleError(f"sample {self.key!r} has no messages")
         for message in self.messages:
-            if message.keys() != _MESSAGE or not all(isinstance(value, str) for value in message.values()):
+            said = message.get("role"), message.get("content")
+            if len(message) != len(said) or not (isinstance(said[0], str) and isinstance(said[1], str)):
                 raise SampleError(
                     f"sample {self.key!r}: a message has a role and a content, both text; found {message!r}"
                 )
-            if message["role"] not in ROLES:
+            if said[0] not in ROLES:
                 raise SampleError(f"sample {self.key!r}: role {message['role']!r} is none of {', '.join(ROLES)}")
         tags = image_tags(self.messages)
         if tags != set(range(1, len(self.images) + 1)):

@@ -2,7 +2,6 @@
 
 import json
 import sqlite3
-from dataclasses import fields
 from pathlib import Path
 from time import monotonic
 
@@ -12,9 +11,7 @@ from data.ledger import Found, Lost
 
 COMMIT_AFTER, COMMIT_AFTER_S = 1000, 0.5
 _ASK = "SELECT run, outcome FROM urls WHERE hash = ?"
-_FOUND = [field.name for field in fields(Found)]
-_LOST = [field.name for field in fields(Lost)]
-_BYTES = [field.name for field in fields(Found) if field.type is bytes]
+_BYTES = [name for name, kind in Found.__annotations__.items() if kind is bytes]
 _TO_JSON = json.JSONEncoder(default=bytes.hex)
 _SLOTS = 1 << 24  # as three bytes tell apart; two million URLs mark an eighth
 
@@ -62,8 +59,7 @@ class UrlStore:
 
     def put(self, outcome: Found | Lost) -> None:
         """Remember what became of a URL, for good with the next `commit` (or soon)."""
-        names = _FOUND if isinstance(outcome, Found) else _LOST
-        record = _TO_JSON.encode({name: getattr(outcome, name) for name in names})
+        record = _TO_JSON.encode(outcome._asdict())
         name = url_hash(outcome.url)
         self._waiting[name] = (self._run, record)
         if self._marks is not None:

@@ -5,9 +5,11 @@ Of the process that fetches, a small picture takes half as long so (60 µs inste
 
 import re
 from types import TracebackType
+from weakref import WeakSet
 
 import aiohttp
 from aiohttp.abc import AbstractResolver
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ClientRequest
 from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
@@ -59,6 +61,7 @@ class Wire:
         """Takes what host names are looked up by, and what is sent along with every request."""
         self._connector = aiohttp.TCPConnector(resolver=resolver, limit=0, use_dns_cache=False)
         self._headers = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        self._prepared: WeakSet[ResponseHandler] = WeakSet()  # their parser reads one answer after the other
         self._origins: dict[tuple[str, str | None, int | None], tuple[ClientRequest, str]] = {}
 
     async def close(self) -> None:
@@ -84,7 +87,9 @@ class Wire:
             protocol, transport = connection.protocol, connection.transport
             if protocol is None or transport is None or transport.is_closing():
                 raise aiohttp.ServerDisconnectedError
-            protocol.set_response_params(read_until_eof=True, auto_decompress=False)
+            if protocol not in self._prepared:
+                protocol.set_response_params(read_until_eof=True, auto_decompress=False)
+                self._prepared.add(protocol)
             transport.write(f"GET {path} HTTP/1.1\r\n{headers}".encode("ascii"))
             message, content = await protocol.read()
             while 100 <= message.code <= 199 and message.code != 101:  # remarks before the answer
