@@ -2,9 +2,10 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby, pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,6 +118,9 @@ def is_url(name: str) -> bool:
     return name.lower().startswith(("http://", "https://"))
 
 
+_PLACES: Callable[[tuple[Any, ...]], tuple[Any, ...]] = itemgetter(
+    *(("verdict", "detail", *Found._fields).index(name) for name in _PICTURE.names)
+)
 _LOST = [name for name in Lost._fields if name != "reason"]
 _PLAIN = ("row", "status", "stage", "reason", "detail")
 _JSON = json.JSONDecoder()
@@ -268,25 +272,24 @@ class Ledger:
 
 def _table_of(records: list[Record]) -> pa.Table:
     """Records as a table. Built column by column, as is what `_records` does: several times quicker than by rows."""
-    found = [
-        [*(("ok", one) for one in record.pictures), *((one.reason, one) for one in record.lost)] for record in records
-    ]
+    found: list[list[Found | Lost]] = [[*record.pictures, *record.lost] for record in records]
     ends = np.cumsum([0, *map(len, found)])
-    flat = [one for of_record in found for one in of_record]
-    columns = []
-    for field_ in _PICTURE:
-        if field_.name == "verdict":
-            of_field: list[Any] = [verdict for verdict, _ in flat]
-        else:
-            # What only a picture that was found has is missing of the others, and the other way round.
-            of_field = [getattr(one, field_.name, None) for _, one in flat]
-        columns.append(pa.array(of_field, field_.type))
+    flat = [_in_order(one) for of_record in found for one in of_record]
+    of_fields = list(zip(*flat, strict=True)) or [()] * len(_PICTURE)
+    columns = [pa.array(of_field, field_.type) for field_, of_field in zip(_PICTURE, of_fields, strict=True)]
     pictures = pa.ListArray.from_arrays(
         pa.array(ends, pa.int32()), pa.StructArray.from_arrays(columns, fields=list(_PICTURE))
     )
     plain = [pa.array([getattr(one, name) for one in records], _SCHEMA.field(name).type) for name in _PLAIN]
     values = pa.array([json.dumps(one.values) for one in records], pa.string())
     return pa.table([*plain, values, pictures], schema=_SCHEMA)
+
+
+def _in_order(one: Found | Lost) -> tuple[Any, ...]:
+    """The values of _PICTURE; what only the one has is missing of the other."""
+    if isinstance(one, Found):
+        return _PLACES(("ok", None, *one))
+    return _PLACES((one.reason, one.detail, *(getattr(one, name, None) for name in Found._fields)))
 
 
 def _records(table: pa.Table) -> list[Record]:

@@ -77,11 +77,12 @@ class ShardWriter:
         """Append a sample: its JSON, then its pictures in the order of `sample.images`. Returns its index entry."""
         contents = [("json", sample.to_json()), *zip(sample.images, (one.data for one in pictures), strict=True)]
         start = place = self.bytes
-        pieces, members = [], []
+        pieces, members = list[bytes](), list[Member]()
         for name, content in contents:
-            members.append(Member(name=name, offset=place + BLOCK, size=len(content)))
-            pieces += [_header(f"{sample.key}.{name}", len(content)), content, b"\0" * (-len(content) % BLOCK)]
-            place += sum(map(len, pieces[-3:]))
+            size = len(content)
+            members.append(Member(name=name, offset=place + BLOCK, size=size))
+            pieces += (_header(f"{sample.key}.{name}", size), content, bytes(-size % BLOCK))
+            place += BLOCK + size + -size % BLOCK
         whole = b"".join(pieces)
         self._write(whole)
         return IndexEntry(
@@ -91,8 +92,8 @@ class ShardWriter:
             length=self.bytes - start,
             members=tuple(members),
             xxh3=xxhash.xxh3_64_intdigest(whole),
-            image_sizes=tuple((one.width, one.height) for one in pictures),
-            text_bytes=sum(len(message["content"].encode()) for message in sample.messages),
+            image_sizes=tuple([(one.width, one.height) for one in pictures]),
+            text_bytes=sum([len(message["content"].encode()) for message in sample.messages]),
             group=group,
         )
 
