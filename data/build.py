@@ -40,6 +40,7 @@ from data.whole import remove_leftovers
 from data.workers import worker_pool
 
 DRY_RUN_ROWS = 20
+LATER = ("data.finish", "data.build_report")
 # Of the machine, not of the program: said without a traceback.
 MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 
@@ -153,8 +154,8 @@ def _fetch(settings: BuildSettings, mapping: Mapping, ledger: Ledger, pool: Exec
 
 
 def _importing_beside(report: Report) -> Report:
-    """The same, but what the later steps need is imported once the first rows are done: workers are busy by then."""
-    imports = Thread(target=import_module, args=("data.finish",), daemon=True)
+    """The same, but what is needed later is imported once the first rows are done: workers are busy by then."""
+    imports = Thread(target=lambda: [import_module(name) for name in LATER], daemon=True)
 
     def told(more: int, **counts: int) -> None:
         if imports.ident is None:

@@ -6,11 +6,10 @@ from pathlib import Path
 
 from data import kinds
 from data.asking import Asking, DownloadLimits
-from data.images import KEEP, Rewriting
-from data.near import DISTANCE
 from data.parts import ALL, Part
 from data.places import is_remote
 from data.plan import ShardSize
+from data.taking import DISTANCE, KEEP, Rewriting
 
 STEPS = ("fetch", "split", "write")
 

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
 
-from data.checking import Checking, CheckJob, check_files
 from data.incoming import Incoming
+from data.jobs import Checking, CheckJob, check
 from data.ledger import Found, Lost
 from data.urls import UrlStore
 
@@ -37,7 +37,7 @@ class Checkers:
     async def check_all(self, jobs: list[CheckJob]) -> list[Found | Lost]:
         """Have files checked by one worker, in turn. Files of ours are released when this returns."""
         async with self._turns:
-            outcomes = await asyncio.get_running_loop().run_in_executor(self._pool, check_files, self._checking, jobs)
+            outcomes = await asyncio.get_running_loop().run_in_executor(self._pool, check, self._checking, jobs)
         for job, outcome in zip(jobs, outcomes, strict=True):
             if job.attempts:
                 self._store.put(outcome)

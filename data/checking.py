@@ -10,9 +10,9 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
-from data.images import KEEP, PictureError, Rewriting, Room, prove_picture
+from data.images import PictureError, Room, prove_picture
+from data.jobs import Checking, CheckJob
 from data.ledger import Found, Lost
 from data.looks import Small, look_at_all
 from data.volumes import Reader
@@ -20,46 +20,6 @@ from data.volumes import Reader
 HELD_PIXELS = 4 << 20  # bytes of small pictures that wait to be looked at together
 LARGE_PIXELS = 12_000_000  # decoding so many takes 50 MB; larger ones wait for each other
 _NO_WAIT = nullcontext()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Checking:
-    """How the files of a run are checked."""
-
-    downloads: str
-    max_pixels: int
-    max_bytes: int
-    rewriting: Rewriting = KEEP
-
-
-class CheckJob(NamedTuple):
-    """A file to be checked."""
-
-    url: str
-    """As the catalogue names it."""
-    path: str
-    ours: bool
-    """Brought here by us, for good in a volume or in pictures/. Else it is read where it is."""
-    asked: int
-    """As of `Found`, as are the last ones."""
-    offset: int = 0
-    bytes: int | None = None
-    """From there, in a volume (data/volumes.py), where it stays; None: the whole file."""
-    host: str = ""
-    robots: str = ""
-    attempts: int = 0
-
-    def lost(self, reason: str, detail: str) -> Lost:
-        """What the ledger says if the file is not taken."""
-        return Lost(
-            url=self.url,
-            reason=reason,
-            detail=detail,
-            asked=self.asked,
-            host=self.host,
-            robots=self.robots,
-            attempts=self.attempts,
-        )
 
 
 def check_files(checking: Checking, jobs: list[CheckJob]) -> list[Found | Lost]:

@@ -14,8 +14,8 @@ from data.addresses import CheckedResolver
 from data.asking import DownloadLimits, Visit
 from data.failures import DownloadError
 from data.hosts import Host, Hosts
-from data.images import SIGNATURES
 from data.robots import AGENT, MAX_ROBOTS_BYTES, Answer, Robots, forbids_training
+from data.taking import SIGNATURES
 from data.wire import Response, Wire
 
 USER_AGENT = f"{AGENT}/0.1 (shard builder; fetches product pictures of the catalogue it was given)"

@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING
 from data.asking import Asking, Visit
 from data.chat import picture_values
 from data.checkers import BATCH, Checkers, Told
-from data.checking import Checking, CheckJob
 from data.entries import Entry, Source
 from data.failures import DownloadError
-from data.images import KEEP, MAX_PIXELS, Rewriting
 from data.incoming import Incoming, Stretch
+from data.jobs import Checking, CheckJob
 from data.ledger import PART_ROWS, Found, Ledger, Lost, Record, Summary
 from data.originals import unchanged
 from data.parts import ALL
@@ -29,6 +28,7 @@ from data.places import PlaceError, copy_here
 from data.probe import Probe, ProbeFailed
 from data.progress import Report
 from data.schema import Rejected
+from data.taking import KEEP, MAX_PIXELS, Rewriting
 from data.urls import UrlStore
 
 if TYPE_CHECKING:

@@ -25,14 +25,13 @@ from PIL import (  # noqa: F401
 from data.jpegs import DamagedJpeg, Frame, plain_frame, prove
 from data.looks import Small, look_at, reduced
 from data.schema import Picture
+from data.taking import KEEP, MAX_PIXELS, SIGNATURES, Rewriting
 from data.turning import upright
 
-MAX_PIXELS = 50_000_000
 MAX_RATIO = 100  # longer side to shorter; beyond it the smallest canvas has no pixel left for the shorter side
 QUALITY = 95  # of a JPEG that has to be encoded anew
 # Named with their plugins above, so that no other decoder of Pillow ever sees foreign bytes.
 FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tiff"}
-SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")
 ORIENTATION = 0x0112
 OPENED = [name for name in FORMATS if name != "MPO"]  # which Pillow makes of a JPEG with several frames
 # What Pillow's decoders raise for bytes that are not what they claim; MemoryError is not among them.
@@ -61,19 +60,6 @@ class PictureError(Exception):
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rewriting:
-    """When a picture that stands upright is encoded anew all the same; without these its bytes stay as they are."""
-
-    max_side: int | None = None
-    """Pixels of the longer side; larger pictures are made smaller."""
-    quality: int | None = None
-    """Every JPEG is encoded anew with this quality."""
-
-
-KEEP = Rewriting()
 
 
 Room = Callable[[int], AbstractContextManager[object]]

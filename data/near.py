@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.looks import LOOK_BYTES, PATCHES, SIDE
+from data.taking import DISTANCE
 
-DISTANCE = 0.16
-"""Of the contrast, the share that a copy's greys may differ by once tones are fitted."""
 COLOUR_DISTANCE = 0.45
 """Of the colourfulness, the share that a copy's colours may differ by once their strength is fitted."""
 FLAT = 3.0

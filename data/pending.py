@@ -9,8 +9,8 @@ from typing import Any
 
 import xxhash
 
-from data.checking import CheckJob
 from data.entries import Entry
+from data.jobs import CheckJob
 from data.ledger import PART_ROWS, Found, Ledger, Lost, Record
 from data.locate import Inside, Local, Nowhere, Place, Remote, Stored, locate, without_bytes
 from data.originals import unchanged

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from rich.console import Console
-
 LINE_EVERY_S = 30.0
 DRAW_EVERY_S = 0.1
 Total = int | Callable[[], int | None] | None
@@ -27,13 +25,13 @@ def progress(step: str, unit: str, total: Total = None) -> Iterator[Report]:
     `total`: how many there are; a function if that is only guessed at, better as more is done.
     Yields a function to be told how many more are done.
     """
-    console = Console(stderr=True)
     counts = _Counts(unit)
-    if not console.is_terminal:
+    if not sys.stderr.isatty():
         lines = _Lines(step, total, counts)
         yield lines.advance
         lines.say()
         return
+    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -44,6 +42,7 @@ def progress(step: str, unit: str, total: Total = None) -> Iterator[Report]:
     )
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rates]}"))
+    console = Console(stderr=True)
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bars:
         task = bars.add_task(step, total=_now(total), rates="")
         drawn = 0.0

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from data import turning
-from data.images import PictureError, Rewriting, check_picture, open_picture
+from data.images import PictureError, check_picture, open_picture
+from data.taking import Rewriting
 from data.turning import upright
 from tests.factories.hostile_pictures import hostile
 

@@ -9,9 +9,10 @@ import pytest
 from data.grouping import Links, deal, oldest_of_groups
 from data.images import check_picture
 from data.looks import LOOK_BYTES
-from data.near import DISTANCE, are_near, near_pairs
+from data.near import are_near, near_pairs
 from data.sample.draw import draw_picture
 from data.sample.rows import draw_item
+from data.taking import DISTANCE
 from tests.factories.copies import copy_of, upright
 
 COPIES = 5

@@ -11,11 +11,11 @@ import pytest
 from data.ledger import PART_ROWS, Found, Ledger, Record
 from data.mapped import share_of
 from data.mapping_file import make_mapping
-from data.near import DISTANCE
 from data.plan import Plan, PlanMissing, ShardSize, load_plan, save_plan
 from data.rejecting import RejectedRows
 from data.schema import Rejected
 from data.split import make_plan, unique_keys
+from data.taking import DISTANCE
 
 FRACTIONS = {"train": 0.8, "test": 0.2}
 
