@@ -34,6 +34,7 @@ _BLOCK = 1 << 10  # pairs looked at closely at a time
 _GATHERED = 1 << 11  # pairs that are worth it
 _PAIRS = 1 << 16  # pairs whose signs are compared at a time
 _ROWS = 1 << 12  # pictures whose keys are made at a time
+_HELD = 1 << 16  # likenesses, 12 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,33 @@ class _Keys:
     """[pictures, 2]"""
 
 
-def near_pairs(looks: Path, compared: NDArray[np.bool_], distance: float = DISTANCE) -> Ints:
+class _Likenesses:
+    """Those of a file, oldest picture first; held if they are few."""
+
+    def __init__(self, path: Path, count: int) -> None:
+        self._path = path
+        self._held = self._read(0, count) if count <= _HELD else None
+
+    def _read(self, first: int, count: int) -> Looks:
+        found = np.fromfile(self._path, np.uint8, count * LOOK_BYTES, offset=first * LOOK_BYTES)
+        return found.reshape(count, LOOK_BYTES)
+
+    def stretch(self, first: int, count: int) -> Looks:
+        """Some in a row."""
+        return self._read(first, count) if self._held is None else self._held[first : first + count]
+
+    def picked(self, places: Ints) -> Looks:
+        """Some from all over: read, for of a mapped file each would bring sixteen pages of memory along."""
+        if self._held is not None:
+            return self._held[places]
+        found = np.empty((len(places), LOOK_BYTES), np.uint8)
+        with self._path.open("rb", buffering=0) as stream:
+            for place, row in zip(places.tolist(), found, strict=True):
+                os.preadv(stream.fileno(), [row.data], place * LOOK_BYTES)
+        return found
+
+
+def near_pairs(file: Path, compared: NDArray[np.bool_], distance: float = DISTANCE) -> Ints:
     """Pairs of pictures that are near duplicates.
 
     Arguments: a file of likenesses of LOOK_BYTES each, oldest picture first; bool [pictures], which of them are
@@ -58,6 +85,7 @@ def near_pairs(looks: Path, compared: NDArray[np.bool_], distance: float = DISTA
     """
     found, count = [np.zeros((0, 2), np.int64)], len(compared)
     if count and distance > 0:
+        looks = _Likenesses(file, count)
         equal = _equal_ones(looks, compared)
         found.append(equal)
         compared = compared.copy()
@@ -78,7 +106,7 @@ def near_pairs(looks: Path, compared: NDArray[np.bool_], distance: float = DISTA
     return np.unique(np.concatenate(found), axis=0)
 
 
-def _equal_ones(looks: Path, compared: NDArray[np.bool_]) -> Ints:
+def _equal_ones(looks: _Likenesses, compared: NDArray[np.bool_]) -> Ints:
     """Pairs of pictures with the very same likeness, each with the earliest; a search for near ones need not see them.
 
     Catalogues have many: pictures stored twice that differ in metadata alone. Flat ones are left out, as everywhere.
@@ -87,7 +115,7 @@ def _equal_ones(looks: Path, compared: NDArray[np.bool_]) -> Ints:
     shaped = compared.copy()
     factors = np.random.default_rng(0).integers(1 << 63, size=LOOK_BYTES // 8, dtype=np.uint64) * 2 + 1
     for first in range(0, len(compared), _ROWS):
-        stored = _stored(looks, first, min(_ROWS, len(compared) - first))
+        stored = looks.stretch(first, min(_ROWS, len(compared) - first))
         rows = slice(first, first + len(stored))
         digests[rows] = (stored.view(np.uint64) * factors).sum(1)
         shaped[rows] &= _shaped(_greys(stored))
@@ -95,7 +123,7 @@ def _equal_ones(looks: Path, compared: NDArray[np.bool_]) -> Ints:
     _, firsts, which = np.unique(digests[places], return_index=True, return_inverse=True)
     pairs = np.stack([places[firsts[which]], places], axis=1)
     pairs = pairs[pairs[:, 0] != pairs[:, 1]]
-    equal = [(_picked(looks, block[:, 0]) == _picked(looks, block[:, 1])).all(1) for block in _blocks(pairs)]
+    equal = [(looks.picked(block[:, 0]) == looks.picked(block[:, 1])).all(1) for block in _blocks(pairs)]
     return pairs[np.concatenate([np.zeros(0, np.bool_), *equal])]
 
 
@@ -117,17 +145,8 @@ def _blocks(pairs: Ints) -> Iterator[Ints]:
         yield pairs[start : start + _BLOCK]
 
 
-def _near_ones(looks: Path, pairs: Ints, distance: float) -> Ints:
-    return pairs[are_near(_picked(looks, pairs[:, 0]), _picked(looks, pairs[:, 1]), distance)]
-
-
-def _picked(looks: Path, places: Ints) -> Looks:
-    """Likenesses from all over the file: read, for of a mapped one each would bring sixteen pages of memory along."""
-    found = np.empty((len(places), LOOK_BYTES), np.uint8)
-    with looks.open("rb", buffering=0) as stream:
-        for place, row in zip(places.tolist(), found, strict=True):
-            os.preadv(stream.fileno(), [row.data], place * LOOK_BYTES)
-    return found
+def _near_ones(looks: _Likenesses, pairs: Ints, distance: float) -> Ints:
+    return pairs[are_near(looks.picked(pairs[:, 0]), looks.picked(pairs[:, 1]), distance)]
 
 
 def are_near(one: Looks, other: Looks, distance: float = DISTANCE) -> NDArray[np.bool_]:
@@ -143,10 +162,6 @@ def are_near(one: Looks, other: Looks, distance: float = DISTANCE) -> NDArray[np
     colours = _colour_distance(_colours(one[likely]), _colours(other[likely]))
     near[unlike[likely[colours <= COLOUR_DISTANCE]]] = True
     return near
-
-
-def _stored(looks: Path, first: int, count: int) -> Looks:
-    return np.fromfile(looks, np.uint8, count * LOOK_BYTES, offset=first * LOOK_BYTES).reshape(count, LOOK_BYTES)
 
 
 def _shaped(greys: Floats) -> NDArray[np.bool_]:
@@ -219,7 +234,7 @@ def _frequencies() -> Floats:
     return np.round(4096 * np.stack(waves, axis=1))
 
 
-def _keys(looks: Path, compared: NDArray[np.bool_]) -> _Keys:
+def _keys(looks: _Likenesses, compared: NDArray[np.bool_]) -> _Keys:
     waves = _frequencies()
     # Room for all of them at once: pieces put together later would be there twice.
     most, count = int(np.count_nonzero(compared)), 0
@@ -231,7 +246,7 @@ def _keys(looks: Path, compared: NDArray[np.bool_]) -> _Keys:
     )
     for first in range(0, len(compared), _ROWS):
         rows = min(_ROWS, len(compared) - first)
-        greys = _greys(_stored(looks, first, rows))
+        greys = _greys(looks.stretch(first, rows))
         shaped = np.flatnonzero(_shaped(greys) & compared[first : first + rows])
         own = slice(count, count + len(shaped))
         greys = greys[shaped]

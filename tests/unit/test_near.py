@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data import near
 from data.grouping import Links, deal, oldest_of_groups
 from data.images import check_picture
 from data.looks import LOOK_BYTES
@@ -66,6 +67,14 @@ def test_copies_stand_with_their_original_and_others_do_not(tmp_path: Path) -> N
     assert in_two_splits(links, copies) == (0, 0)
     oldest = oldest_of_groups(links)
     assert len(set(oldest[:60].tolist())) >= 59
+
+
+def test_many_pictures_are_not_held_and_have_the_same_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, _ = with_copies(drawn(20), [3, 8], seed=1)
+    held = pairs_of(tmp_path, looks)
+    assert len(held) >= 2
+    monkeypatch.setattr(near, "_HELD", 0)
+    assert np.array_equal(pairs_of(tmp_path, looks), held)
 
 
 @pytest.mark.soak
