@@ -82,6 +82,38 @@ def test_a_request_is_what_a_server_expects_and_its_connection_is_kept() -> None
     with_wire(work)
 
 
+def test_answers_of_all_kinds_follow_each_other_on_one_connection() -> None:
+    answers: list[tuple[bytes, tuple[int, bytes]]] = [
+        (b"HTTP/1.1 204 No Content\r\n\r\n", (204, b"")),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nh\r\n1\r\ni\r\n0\r\n\r\n", (200, b"hi")),
+        (b"HTTP/1.1 404 Not Found\r\nContent-Length: 4\r\n\r\ngone", (404, b"gone")),
+        (b"HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n", (304, b"")),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\nzip", (200, b"zip")),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", (200, b"")),
+        (WELL, (200, b"hi")),
+    ]
+
+    async def work(wire: Wire) -> None:
+        async with served(lambda number: [answers[number][0]]) as (server, port):
+            for _, wanted in answers:
+                assert await body(wire, f"http://127.0.0.1:{port}/a") == wanted
+            assert server.connections == 1
+
+    with_wire(work)
+
+
+def test_an_answer_nobody_asked_for_is_not_taken_for_the_next_one() -> None:
+    unasked = WELL + b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nbad"
+
+    async def work(wire: Wire) -> None:
+        async with served(lambda number: [WELL if number else unasked]) as (server, port):
+            for _ in range(2):
+                assert await body(wire, f"http://127.0.0.1:{port}/a") == (200, b"hi")
+            assert server.connections == 2
+
+    with_wire(work)
+
+
 def test_an_address_of_version_6_stands_in_brackets() -> None:
     async def work(wire: Wire) -> None:
         async with served(lambda number: [WELL], host="::1") as (server, port):
