@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.factories.machines import Machines, needs, run
+from tests.factories.machines import Machines, needs, run, wait_for
+
+PROCESSES = 5
 
 
 def left(prefix: str) -> list[str]:
@@ -15,6 +17,10 @@ def left(prefix: str) -> list[str]:
     folders = [str(path) for path in Path("/etc/netns").glob(f"{prefix}*")]
     mounts = [line for line in Path("/proc/mounts").read_text().splitlines() if prefix in line]
     return [*spaces, *links, *folders, *mounts]
+
+
+def pids_of(machines: Machines) -> list[int]:
+    return [pid for machine in machines.addresses for pid in machines.pids(machine)]
 
 
 def alive(pid: int) -> bool:
@@ -31,12 +37,13 @@ def test_nothing_is_left_after_a_failure(tmp_path: Path) -> None:
         with Machines(tmp_path, "p3w", "10.78.0") as machines:
             machines.start("node1", "sleeper", "sh", "-c", "trap '' TERM; sleep 1000 & wait; sleep 1000")
             machines.run(["sh", "-c", "sleep 1000 >/dev/null 2>&1 &"], machine="node2")
-            pids.extend(pid for machine in machines.addresses for pid in machines.pids(machine))
+            # Two sshd, two shells' sleeps, a shell: what was started last is there a moment later on a busy machine.
+            wait_for(lambda: len(pids_of(machines)) >= PROCESSES, "what runs on both nodes")
+            pids.extend(pids_of(machines))
             raise RuntimeError("a test failed")
 
     with pytest.raises(RuntimeError, match="a test failed"):
         fail()
-    assert len(pids) >= 5
     assert [pid for pid in pids if alive(pid)] == []
     assert left("p3w") == []
 
