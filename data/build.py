@@ -40,7 +40,7 @@ from data.whole import remove_leftovers
 from data.workers import worker_pool
 
 DRY_RUN_ROWS = 20
-LATER = ("data.finish", "data.build_report")
+LATER = ("data.finish", "data.build_report")  # modules that the fetch can do without
 # Of the machine, not of the program: said without a traceback.
 MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 

@@ -99,13 +99,13 @@ class Sample:
         if not self.messages:
             raise SampleError(f"sample {self.key!r} has no messages")
         for message in self.messages:
-            said = message.get("role"), message.get("content")
-            if len(message) != len(said) or not (isinstance(said[0], str) and isinstance(said[1], str)):
+            role, content = message.get("role"), message.get("content")
+            if len(message) != 2 or not isinstance(role, str) or not isinstance(content, str):
                 raise SampleError(
                     f"sample {self.key!r}: a message has a role and a content, both text; found {message!r}"
                 )
-            if said[0] not in ROLES:
-                raise SampleError(f"sample {self.key!r}: role {message['role']!r} is none of {', '.join(ROLES)}")
+            if role not in ROLES:
+                raise SampleError(f"sample {self.key!r}: role {role!r} is none of {', '.join(ROLES)}")
         tags = image_tags(self.messages)
         if tags != set(range(1, len(self.images) + 1)):
             raise SampleError(
