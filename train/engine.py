@@ -245,6 +245,12 @@ class Engine:
         loss = float(self.measure_pack(self.probe_pack))
         return loss if math.isfinite(loss) else None
 
+    def kernels(self) -> list[str]:
+        """Operations of the model that are others than the plain ones."""
+        tune = self.config.tune
+        joined = ["joined adapters"] if tune.method != "full" and not tune.lora.dora else []
+        return [name for name in ("liger", "compile") if getattr(self.config.model, name)] + joined
+
     def surroundings(self) -> dict[str, Any]:
         """What a loss to the last bit depends on beside weights and batch."""
         device = self.world.device
@@ -255,7 +261,7 @@ class Engine:
             "threads": None if on_gpu else torch.get_num_threads(),
             "stage": self.zero_stage,
             "attention": self.attention,
-            "kernels": [name for name in ("liger", "compile") if getattr(self.config.model, name)],
+            "kernels": self.kernels(),
             "precision": self.config.model.precision,
             "torch": torch.__version__,
             "transformers": transformers.__version__,

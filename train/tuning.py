@@ -10,6 +10,7 @@ from deepspeed.utils import set_z3_leaf_modules
 from train.config import ConfigError
 from train.config_schema import Config
 from train.model import Phi3VForCausalLM
+from train.model.joined import join_adapters
 from train.model.kernels import why_no_compiler, why_no_liger
 from train.model.lora import PARTS, add_lora, check_adapter, set_trainable
 from train.pipeline.plan import Plan
@@ -139,6 +140,7 @@ def prepare(model: Phi3VForCausalLM, config: Config) -> torch.nn.Module:
         raise ConfigError(f"tune.lora: {error}") from error
     if config.tune.lora.dora and any(hasattr(parameter, "ds_id") for parameter in adapted.parameters()):
         gather_for_dora(adapted)
+    join_adapters(adapted)
     return adapted
 
 
