@@ -155,7 +155,8 @@ def segment_flash(
     """
     if segments is None or dropout:
         return segment_sdpa(module, query, key, value, attention_mask, scaling, dropout, segments, **kwargs)
-    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    # Taken apart by shape and not by index: the slopes of an index are written between zeros first.
+    q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
     ends, longest = segments.ends, max(segments.lengths)
     flash_attn = installed_kernel()
     if flash_attn is not None:

@@ -9,13 +9,15 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Callable
-from types import FunctionType, MethodType
+from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.phi3 import modeling_phi3
-from transformers.models.phi3.modeling_phi3 import Phi3Attention, Phi3MLP, Phi3RMSNorm
+from transformers.models.phi3.modeling_phi3 import Phi3Attention, Phi3MLP, Phi3RMSNorm, eager_attention_forward
 
 from train.model.head import Slopes, label_slopes
 from train.model.modeling import Phi3VForCausalLM
@@ -150,7 +152,41 @@ def _mlp_by(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _attention_by(rotate: Callable[..., Any]) -> Callable[..., Any]:
-    """transformers' own code of the layer, which finds its rotation by a global name, under which it now finds this."""
-    plain = Phi3Attention.forward
-    surroundings = {**modeling_phi3.__dict__, "apply_rotary_pos_emb": rotate}
-    return FunctionType(plain.__code__, surroundings, plain.__name__, plain.__defaults__, plain.__closure__)
+    """The layer's own steps with another rotation, and queries, keys and values split in one step.
+
+    The backward pass of slices would write each one's slopes between zeros as wide as all three, and add them up.
+    """
+
+    def forward(
+        self: Phi3Attention,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor],
+        attention_mask: Tensor | None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        places = hidden_states.shape[:-1]
+        heads, key_heads = self.config.num_attention_heads, self.num_key_value_heads
+        widths = [count * self.head_dim for count in (heads, key_heads, key_heads)]
+        parts = self.qkv_proj(hidden_states).split(widths, dim=-1)
+        query, key, value = (part.view(*places, -1, self.head_dim).transpose(1, 2) for part in parts)
+        query, key = rotate(query, key, *position_embeddings)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        attend: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attended, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            sliding_window=getattr(self.config, "sliding_window", None),
+            **kwargs,
+        )
+        return self.o_proj(attended.reshape(*places, -1).contiguous()), weights
+
+    return forward
