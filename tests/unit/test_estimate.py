@@ -231,6 +231,23 @@ def test_where_it_does_not_fit_changes_are_named_with_what_they_make_of_it() -> 
     assert line.startswith("it fits")
 
 
+@pytest.mark.parametrize(
+    ("gib", "settings", "told"),
+    [
+        (80, {}, True),
+        (24, {}, False),
+        (80, {"checkpoint_decoder": False, "checkpoint_vision": False}, False),
+        (80, {"checkpoint_offload": True}, True),
+    ],
+)
+def test_room_for_all_activations_is_told(gib: int, settings: dict[str, bool], told: bool) -> None:
+    config = load(CONFIGS / "full_8x80gb.yaml")
+    config = config.model_copy(update={"model": config.model.model_copy(update=settings)})
+    machine = Machine(nodes=1, gpus=8, gpu_memory=gib * GIB)
+    lines = list(advice_lines(config, PUBLISHED, usual_load(config, PUBLISHED, 4), machine))
+    assert any("recompute nothing" in line and "a quarter" in line for line in lines) is told
+
+
 def test_every_recipe_is_shown_with_every_deepspeed_file_that_it_can_have() -> None:
     lines = list(fitting_lines(PUBLISHED, Machine(nodes=1, gpus=8, gpu_memory=80 * GIB), CONFIGS, Path("ds_configs")))
     for recipe in ("default", "full_8x80gb", "lora_8x80gb", "lora_24gb", "full_24gb_offload"):
