@@ -81,6 +81,13 @@ def make_engine(architecture: Phi3VConfig, config: Config, world: World) -> Engi
     return Engine(prepare(model, config), config, compose(config, read(config), world.size), world)
 
 
+def inner_model(engine: Engine) -> Phi3VForCausalLM:
+    """The model inside an engine, without adapters around it."""
+    model = engine.deepspeed.module
+    inner: Phi3VForCausalLM = model if isinstance(model, Phi3VForCausalLM) else model.get_base_model()
+    return inner
+
+
 def samples(architecture: Phi3VConfig, num_crops: int, tokens: int, whole: bool = False) -> list[Encoded]:
     """Samples of a question, a picture of `num_crops` crops and an answer, that fill a pack of so many tokens.
 
@@ -122,6 +129,23 @@ def pack_of(config: Config, chosen: Sequence[Encoded]) -> Batch:
         label_chunks=math.ceil(labels / config.model.labels_per_chunk),
         number=0,
     )
+
+
+def arguments_of(batch: Batch, device: torch.device) -> dict[str, Any]:
+    """A pack as `Engine.inputs` gives it to the model: what places pictures and labels stays with the host."""
+    return {
+        "input_ids": torch.from_numpy(batch.input_ids)[None],
+        "labels": torch.from_numpy(batch.labels)[None],
+        "cu_seqlens": batch.cu_seqlens.tolist(),
+        "position_ids": torch.from_numpy(batch.position_ids).to(device)[None],
+        "pixel_values": torch.from_numpy(batch.crops).to(device),
+        "image_sizes": torch.from_numpy(batch.grids * batch.crops.shape[-1]),
+        "crop_chunks": batch.crop_chunks,
+        "label_chunks": batch.label_chunks,
+        "loss_reduction": "sum",
+        "return_logits": False,
+        "use_cache": False,
+    }
 
 
 def config_of(**sections: Any) -> Config:

@@ -1,12 +1,13 @@
 """The published architecture at full size in training on a GPU: tokens and pictures a second, utilisation, memory.
 
-    python -m tests.benchmarks.gpu [--method full lora] [--tokens 1024 … 131072] [--crops 4 16] [--liger] [--compile]
+    python -m tests.benchmarks.gpu [--method full lora] [--tokens 1024 … 131072] [--crops 4 16] [--kernels best]
 
 Random weights, made on the device; nothing is downloaded. Full fine-tuning and LoRA through the trainer's engine (flash
-attention over packs, checkpointing, AdamW), each pack full of samples with a picture; beside it, on the same model and
-samples, the published way: one sample at a time, each picture padded to num_crops + 1 crops that all go through the
-tower, sdpa, float32 logits at every position. Operations are counted as `train.flops` says (recomputation not) and held
-against the rate of bf16 matrix products measured in this run, and the data sheet's.
+attention over packs, AdamW), each pack full of samples with a picture; beside it, on the same model and samples, the
+published way: one sample at a time, each picture padded to num_crops + 1 crops that all go through the tower, sdpa,
+float32 logits at every position. Plain operations, Liger's kernels and compiled ones are tried first and the quickest
+taken; activations are recomputed where memory asks for it, on both sides. Operations are counted as `train.flops` says
+(recomputation not) and held against the rate of bf16 matrix products measured in this run, and the data sheet's.
 
 `--small` takes a small model of the same layers on any device, to try the program; its figures mean nothing.
 """
@@ -36,9 +37,10 @@ from tests.benchmarks.full_size import (
     small_config,
 )
 from tests.benchmarks.gpu_figures import gpu_figures
+from tests.benchmarks.gpu_tables import tell, tell_published
+from tests.benchmarks.gpu_ways import WAYS, must_recompute, quickest, set_recomputing, try_ways, use_way
 from tests.benchmarks.kernel_times import kernel_times
 from tests.benchmarks.one_at_a_time import as_published
-from tests.benchmarks.pairs import print_table
 from train.config_schema import Config
 from train.engine import Engine
 from train.flops import peak_flops, seen_crops
@@ -55,8 +57,6 @@ TUNE: dict[str, dict[str, Any]] = {
     "frozen": {"method": "full", "freeze": ["vision"]},
     "lora": {"method": "lora"},
 }
-PUBLISHED = (("full", 8.657), ("frozen", 31.7), ("lora", 12.1))
-PUBLISHED_GPUS, PUBLISHED_PEAK, PUBLISHED_TOKENS = 8, 312e12, 2443
 GIB = 2**30
 
 
@@ -67,8 +67,6 @@ def config_for(method: str, options: argparse.Namespace, memory: float) -> Confi
     return config_of(
         model={
             "precision": "bf16" if on_gpu else "fp32",
-            "liger": options.liger,
-            "compile": options.compile,
             "crops_per_chunk": options.crops_per_chunk,
         },
         tune=TUNE[method],
@@ -91,9 +89,14 @@ def timed(step: Callable[[], object], device: torch.device, seconds: float, leas
     return spent
 
 
-def measure_packs(engine: Engine, options: argparse.Namespace, architecture: Any) -> list[dict[str, Any]]:
-    """The cases of one method, each as plain values; one that does not fit says so."""
-    device, found = engine.world.device, []
+def measure_packs(
+    engine: Engine, way: str, options: argparse.Namespace, architecture: Any, memory: float
+) -> list[dict[str, Any]]:
+    """The cases of one method, each as plain values; one that does not fit says so.
+
+    way: the kernels of packs; the published way runs by plain operations.
+    """
+    found = []
     for crops in options.crops:
         for tokens in options.tokens:
             for whole in (False, True) if tokens == max(options.tokens) and tokens > 65536 else (False,):
@@ -102,33 +105,67 @@ def measure_packs(engine: Engine, options: argparse.Namespace, architecture: Any
                 except ValueError:
                     continue
                 case = {"tokens": tokens, "crops": crops, "samples": len(chosen), "way": "packs"}
-                case["computed_gib"] = computed_peak(
-                    engine.config, pack_of(engine.config, chosen), architecture, device
-                )
-                case["computed_gib"] /= GIB
-                found.append(case | guarded(lambda chosen=chosen: packed(engine, chosen, options), device))
+                case |= recomputing(engine, chosen, architecture, options, memory)
+                case |= guarded(lambda chosen=chosen: packed(engine, chosen, options), engine, options)
+                found.append(case)
         least = next(tokens for tokens in options.tokens if tokens >= options.published_tokens)
         chosen = samples(architecture, crops, least)
         case = {"tokens": least, "crops": crops, "samples": len(chosen), "way": "published"}
+        case |= recomputing(engine, chosen[:1], architecture, options, memory)
+        del case["computed_gib"]
         if engine.zero_stage == 3:
             found.append(case | {"failed": "needs whole weights (ZeRO-2)"})
             continue
-        found.append(
-            case | guarded(lambda chosen=chosen, crops=crops: published(engine, chosen, crops, options), device)
-        )
+        use_way(engine, "plain")
+        case |= guarded(lambda chosen=chosen, crops=crops: published(engine, chosen, crops, options), engine, options)
+        use_way(engine, way)
+        found.append(case)
     return found
 
 
-def guarded(work: Callable[[], dict[str, Any]], device: torch.device) -> dict[str, Any]:
-    """What a measurement gave, with the peak of memory; or that memory ran out."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-    try:
-        values = work()
-    except torch.OutOfMemoryError:
-        values = {"failed": "out of memory"}
+def recomputing(
+    engine: Engine, chosen: Sequence[Any], architecture: Any, options: argparse.Namespace, memory: float
+) -> dict[str, Any]:
+    """Set whether the model recomputes activations for these samples in a pack; says so, with the memory computed."""
+    batch, device = pack_of(engine.config, chosen), engine.world.device
+    wanted = options.recompute == "always"
+    if options.recompute == "where needed":
+        wanted = device.type != "cuda" or must_recompute(engine, batch, architecture, memory)
+    set_recomputing(engine, wanted)
+    model = engine.config.model.model_copy(update={"checkpoint_decoder": wanted, "checkpoint_vision": wanted})
+    config = engine.config.model_copy(update={"model": model})
+    return {"recomputed": wanted, "computed_gib": computed_peak(config, batch, architecture, device) / GIB}
+
+
+def try_kernels(engine: Engine, options: argparse.Namespace, architecture: Any) -> dict[str, float | str]:
+    """Seconds of a step on a small pack by each of the kernels in question, or why they cannot be had."""
+    batch = pack_of(engine.config, samples(architecture, min(options.crops), options.published_tokens))
+    scale = backward_scale(1, count_labels(batch.labels))
+
+    def step() -> None:
+        engine.train_pack(batch, 0, scale)
+        engine.step(1e-6)
+
+    return try_ways(engine, list(WAYS) if options.kernels == "best" else [options.kernels], step)
+
+
+def guarded(work: Callable[[], dict[str, Any]], engine: Engine, options: argparse.Namespace) -> dict[str, Any]:
+    """What a measurement gave, with the peak of memory; or that memory ran out, recomputing activations too."""
+    device = engine.world.device
+    values: dict[str, Any] = {"failed": "out of memory"}
+    for again in (False, True):
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(device)
+        if again:
+            set_recomputing(engine, True)
+        try:
+            values = work() | ({"recomputed": True} if again else {})
+            break
+        except torch.OutOfMemoryError:
+            if options.recompute == "never":
+                break
     if device.type == "cuda":
         values["peak_gib"] = torch.cuda.max_memory_allocated(device) / GIB
     return values
@@ -184,14 +221,20 @@ def one_method(options: argparse.Namespace) -> dict[str, Any]:
     architecture = small_config() if options.small else full_config()
     config = config_for(options.method[0], options, memory)
     engine = make_engine(architecture, config, world)
+    weights = torch.cuda.memory_allocated(world.device) if on_gpu else 0
+    tried = try_kernels(engine, options, architecture)
+    way = quickest(tried)
+    use_way(engine, way)
     found = {
         "method": options.method[0],
         "device": torch.cuda.get_device_name(world.device) if on_gpu else "cpu",
         "matrix_rate": rate,
         "data_sheet": peak_flops(torch.cuda.get_device_name(world.device), "bf16") if on_gpu else None,
         "deepspeed": config.deepspeed,
-        "weights_gib": torch.cuda.memory_allocated(world.device) / GIB if on_gpu else None,
-        "cases": measure_packs(engine, options, architecture),
+        "weights_gib": weights / GIB if on_gpu else None,
+        "tried": tried,
+        "kernels": way,
+        "cases": measure_packs(engine, way, options, architecture, memory),
     }
     if world.size == 1 and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
@@ -210,8 +253,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seconds", type=float, default=6.0, help="of each measurement (default: 6)")
     made.add_argument("--steps", type=int, default=2, help="least steps of each measurement (default: 2)")
     made.add_argument("--crops-per-chunk", type=int, default=64, help="crops through the tower at once (default: 64)")
-    made.add_argument("--liger", action="store_true")
-    made.add_argument("--compile", action="store_true")
+    made.add_argument("--kernels", choices=("best", *WAYS), default="best", help="default: the quickest one here")
+    made.add_argument(
+        "--recompute",
+        choices=("where needed", "always", "never"),
+        default="where needed",
+        help="activations in the backward pass (default: where they would not fit into memory)",
+    )
     made.add_argument("--no-profile", dest="profile", action="store_false", help="leave the kernels out")
     made.add_argument("--small", action="store_true", help="a small model, on any device")
     made.add_argument("--in-this-process", action="store_true", help=argparse.SUPPRESS)
@@ -230,7 +278,7 @@ def each_method(options: argparse.Namespace) -> list[dict[str, Any]]:
     numbers = {name: getattr(options, name) for name in ("published_tokens", "seconds", "steps", "crops_per_chunk")}
     given = [part for name, value in numbers.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     given += ["--tokens", *map(str, options.tokens), "--crops", *map(str, options.crops)]
-    given += [f"--{name}" for name in ("liger", "compile", "small") if getattr(options, name)]
+    given += ["--kernels", options.kernels, "--recompute", options.recompute, *(["--small"] if options.small else [])]
     given += [] if options.profile else ["--no-profile"]
     found = []
     for method in options.method:
@@ -240,74 +288,6 @@ def each_method(options: argparse.Namespace) -> list[dict[str, Any]]:
             raise SystemExit(f"{method}: ended with {done.returncode}")
         found.append(json.loads(done.stdout.splitlines()[-1]))
     return found
-
-
-def tell(found: dict[str, Any]) -> None:
-    """The tables of one method."""
-    measured, sheet = found["matrix_rate"], found["data_sheet"]
-    told = f", data sheet {sheet / 1e12:,.0f}" if sheet else ""
-    print(f"\n## {found['method']} on {found['device']}, {found['deepspeed']}")
-    print(f"bf16 matrix products: {measured / 1e12:,.1f} TFLOP/s measured{told}\n")
-    rows = []
-    for case in found["cases"]:
-        start = (case["way"], f"{case['tokens']:,}", str(case["crops"]), str(case["samples"]))
-        peak = f"{case['peak_gib']:.1f}" if "peak_gib" in case else "–"
-        computed = f"{case['computed_gib']:.1f}" if "computed_gib" in case else ""
-        if "failed" in case:
-            rows.append((*start, case["failed"], "", "", "", "", peak, computed, ""))
-            continue
-        rate = case["operations"] / case["seconds"]
-        rows.append(
-            (
-                *start,
-                f"{case['seconds']:.3f}",
-                f"{case['tokens'] / case['seconds']:,.0f}",
-                f"{case['pictures'] / case['seconds']:.2f}",
-                f"{rate / measured:.1%}",
-                f"{rate / sheet:.1%}" if sheet else "–",
-                peak,
-                computed,
-                f"{case['explained']:.1%}" if case.get("explained") else "",
-            )
-        )
-    header = ("way", "tokens", "crops", "samples", "s a step", "tokens/s", "pictures/s", "of measured", "of sheet")
-    print_table((*header, "peak GiB", "computed", "device at work"), rows)
-    for case in found["cases"]:
-        if case.get("kernels"):
-            print(f"\nLargest kernels at {case['tokens']:,} tokens, {case['crops']} crops:")
-            for name, seconds, calls in case["kernels"]:
-                print(f"  {1e3 * seconds:9.2f} ms  {calls:6,} ×  {name[:90]}")
-            print("  " + ", ".join(f"{kind} {1e3 * spent:.1f} ms" for kind, spent in case["kinds"].items()))
-
-
-def tell_published(found: Sequence[dict[str, Any]]) -> None:
-    """The published 8 × A100 figures beside ours at 16 crops."""
-    rows = []
-    for name, rate in PUBLISHED:
-        ours = [
-            case
-            for one in found
-            if one["method"] == name
-            for case in one["cases"]
-            if case["crops"] == 16 and case["way"] == "packs" and "seconds" in case
-        ]
-        best = max(ours, key=lambda case: case["pictures"] / case["seconds"], default=None)
-        per_gpu, sheet = rate / PUBLISHED_GPUS, next((one["data_sheet"] for one in found if one["data_sheet"]), None)
-        if best is None:
-            rows.append((name, f"{per_gpu:.2f}", f"{per_gpu / PUBLISHED_PEAK * 1e15:.2f}", "–", "–"))
-            continue
-        own = best["pictures"] / best["seconds"]
-        rows.append(
-            (
-                name,
-                f"{per_gpu:.2f}",
-                f"{per_gpu / PUBLISHED_PEAK * 1e15:.2f}",
-                f"{own:.2f}",
-                f"{own / sheet * 1e15:.2f}" if sheet else "–",
-            )
-        )
-    print(f"\nPublished, on 8 A100 with {PUBLISHED_TOKENS:,} tokens a picture, and ours at 16 crops (2,509 tokens):\n")
-    print_table(("", "pictures/s a GPU", "a PFLOP/s of its sheet", "ours a GPU", "a PFLOP/s of its sheet"), rows)
 
 
 def measure(options: argparse.Namespace) -> list[Figure]:

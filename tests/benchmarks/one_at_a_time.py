@@ -5,16 +5,15 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from tests.benchmarks.full_size import inner_model
 from tests.benchmarks.published import MEAN, STD, published_states
 from train.engine import Engine
-from train.model.modeling import Phi3VForCausalLM
 from train.pipeline.batch import Encoded
 
 
 def as_published(engine: Engine, chosen: Sequence[Encoded], grid: tuple[int, int], num_crops: int) -> None:
     """One sample with one picture after the other: crops filled up to num_crops + 1, sdpa, all logits in float32."""
-    device, model = engine.world.device, engine.deepspeed.module
-    inner = model if isinstance(model, Phi3VForCausalLM) else model.get_base_model()
+    device, inner = engine.world.device, inner_model(engine)
     inner.set_attn_implementation("sdpa")
     try:
         for one in chosen:

@@ -66,8 +66,16 @@ def to_normalised(canvas: Image.Image) -> Tensor:
     return scaled.clone().sub_(torch.tensor(MEAN)[:, None, None]).div_(torch.tensor(STD)[:, None, None])
 
 
-def published_states(model: Phi3VForCausalLM, input_ids: Tensor, pixel_values: Tensor, grid: tuple[int, int]) -> Tensor:
+def published_states(
+    model: Phi3VForCausalLM,
+    input_ids: Tensor,
+    pixel_values: Tensor,
+    grid: tuple[int, int],
+    where: Tensor | None = None,
+) -> Tensor:
     """The final hidden states [1, T, hidden_size] of one sample with one picture.
+
+    where: int64, the places of image tokens, if they are known; found in the ids otherwise.
 
     As published: every crop that `pixel_values` [num_crops + 1, 3, c, c] was filled up with goes through the tower, and
     through its last layer too, whose output is not used.
@@ -93,7 +101,7 @@ def published_states(model: Phi3VForCausalLM, input_ids: Tensor, pixel_values: T
         )
     )
     embeds = model.model.embed_tokens(input_ids.clamp(min=0))
-    where = (input_ids[0] < 0).nonzero()[:, 0]
+    where = (input_ids[0] < 0).nonzero()[:, 0] if where is None else where
     embeds = embeds[0].index_copy(0, where, embedding.img_projection(tokens))[None]
     hidden, _, _ = model.model(inputs_embeds=embeds)
     return hidden

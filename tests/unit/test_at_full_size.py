@@ -3,8 +3,6 @@
 A tensor there holds no values, so a pass that reads one back from its device fails, as a GPU would have to wait.
 """
 
-from typing import Any
-
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -14,6 +12,7 @@ from tests.benchmarks.full_size import (
     ANSWER,
     GRIDS,
     QUESTION,
+    arguments_of,
     computed_peak,
     config_of,
     full_config,
@@ -24,7 +23,6 @@ from tests.factories.allocations import Allocations
 from train.engine import part_sizes
 from train.flops import Arithmetic
 from train.model.modeling import Phi3VForCausalLM
-from train.pipeline.batch import Batch
 from train.tuning import prepare
 
 META = torch.device("meta")
@@ -50,23 +48,6 @@ def full_model() -> Phi3VForCausalLM:
     return model.train()
 
 
-def arguments(batch: Batch) -> dict[str, Any]:
-    """A pack as `Engine.inputs` gives it to the model: what places pictures and labels stays with the host."""
-    return {
-        "input_ids": torch.from_numpy(batch.input_ids)[None],
-        "labels": torch.from_numpy(batch.labels)[None],
-        "cu_seqlens": batch.cu_seqlens.tolist(),
-        "position_ids": torch.from_numpy(batch.position_ids).to(META)[None],
-        "pixel_values": torch.from_numpy(batch.crops).to(META),
-        "image_sizes": torch.from_numpy(batch.grids * full_config().crop_size),
-        "crop_chunks": batch.crop_chunks,
-        "label_chunks": batch.label_chunks,
-        "loss_reduction": "sum",
-        "return_logits": False,
-        "use_cache": False,
-    }
-
-
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_pass_asks_its_device_for_no_value(method: str, checkpointing: bool) -> None:
@@ -75,7 +56,7 @@ def test_a_pass_asks_its_device_for_no_value(method: str, checkpointing: bool) -
     model.set_checkpointing(decoder=checkpointing, vision=checkpointing)
     with META:
         tuned = prepare(model, config)
-    loss = tuned(**arguments(pack_of(config, samples(full_config(), 4, 4096)))).loss
+    loss = tuned(**arguments_of(pack_of(config, samples(full_config(), 4, 4096)), META)).loss
     loss.backward()
     trained = {name: parameter for name, parameter in tuned.named_parameters() if parameter.requires_grad}
     assert loss.device == META
@@ -93,7 +74,7 @@ def test_the_operations_of_a_step_are_those_that_pytorch_counts(crops: int) -> N
     length = QUESTION + image_tokens(rows, columns, full_config().tokens_per_side) + ANSWER
     batch = pack_of(config, samples(full_config(), crops, SAMPLES * length))
     with FlopCounterMode(display=False) as counter:
-        model(**arguments(batch)).loss.backward()
+        model(**arguments_of(batch, META)).loss.backward()
     counts = {str(operation): count for operation, count in counter.get_flop_counts()["Global"].items()}
     counted = sum(count for name, count in counts.items() if not any(part in name for part in ATTENTION))
     sizes = part_sizes(model)
@@ -111,24 +92,26 @@ def test_the_operations_of_a_step_are_those_that_pytorch_counts(crops: int) -> N
 
 
 @pytest.mark.parametrize(
-    ("tokens", "crops", "limit"),
+    ("tokens", "crops", "checkpointing", "limit"),
     [
-        (8192, 4, 22 * GIB),
-        pytest.param(8192, 16, 22 * GIB, marks=pytest.mark.soak),
-        pytest.param(131072, 16, 141e9, marks=pytest.mark.soak),
+        (8192, 4, True, 22 * GIB),
+        (8192, 4, False, 48 * GIB),
+        pytest.param(8192, 16, True, 22 * GIB, marks=pytest.mark.soak),
+        pytest.param(131072, 16, True, 141e9, marks=pytest.mark.soak),
     ],
 )
-def test_lora_takes_what_a_dry_run_computes(tokens: int, crops: int, limit: float) -> None:
+def test_lora_takes_what_a_dry_run_computes(tokens: int, crops: int, checkpointing: bool, limit: float) -> None:
     """Weights, activations and gradients as they are made and freed; of the optimizer what it is known to hold."""
-    config = config_of(model={"precision": "bf16"}, tune={"method": "lora"}, deepspeed="ds_configs/zero2.json")
+    chosen = {"precision": "bf16", "checkpoint_decoder": checkpointing, "checkpoint_vision": checkpointing}
+    config = config_of(model=chosen, tune={"method": "lora"}, deepspeed="ds_configs/zero2.json")
     batch = pack_of(config, samples(full_config(), crops, tokens))
     with Allocations() as allocations:
         model = full_model()
-        model.set_checkpointing(decoder=True, vision=True)
+        model.set_checkpointing(decoder=checkpointing, vision=checkpointing)
         with META:
             tuned = prepare(model, config).bfloat16()
         for _ in range(2):
-            tuned(**arguments(batch)).loss.backward()
+            tuned(**arguments_of(batch, META)).loss.backward()
     trained = sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad)
     counted = allocations.peak_bytes + STATES * trained
     computed = computed_peak(config, batch, full_config(), torch.device("cuda"))

@@ -3,11 +3,15 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from tests.benchmarks import gpu_ways
 from tests.benchmarks.full_size import computed_peak, config_of, full_config, pack_of, samples
+from tests.benchmarks.gpu_ways import quickest
 from tests.benchmarks.kernel_times import covered, kind_of
 from train.engine import part_sizes
 from train.flops import Arithmetic, seen_crops
@@ -58,6 +62,46 @@ def test_kernels_are_told_by_their_names() -> None:
     assert kind_of("triton_poi_fused_mul_silu_0").startswith("the rest")
 
 
+def test_the_quickest_kernels_that_run_are_taken() -> None:
+    assert quickest({"plain": 0.3, "liger": "not installed", "compile": 0.2}) == "compile"
+    with pytest.raises(RuntimeError, match="not installed"):
+        quickest({"liger": "not installed"})
+
+
+def test_kernels_that_fail_are_told_and_the_others_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[str] = []
+    monkeypatch.setattr(gpu_ways, "use_way", lambda engine, way: used.append(way))
+
+    def step() -> None:
+        if used[-1] == "compile":
+            raise OSError("no compiler\nat all")
+
+    engine: Any = SimpleNamespace(world=SimpleNamespace(device=torch.device("cpu")))
+    found = gpu_ways.try_ways(engine, ["plain", "liger", "compile"], step)
+    assert used == ["plain", "compile"]
+    assert isinstance(found["plain"], float)
+    assert "CUDA" in str(found["liger"])
+    assert found["compile"] == "OSError: no compiler"
+
+
+@pytest.mark.parametrize(
+    ("method", "tokens", "memory", "wanted"),
+    [
+        ("lora", 8192, 141e9, False),
+        ("lora", 8192, 24e9, True),
+        ("lora", 131072, 141e9, True),
+        ("full", 1024, 141e9, False),
+    ],
+)
+def test_activations_are_recomputed_where_they_would_not_fit(
+    method: str, tokens: int, memory: float, wanted: bool
+) -> None:
+    config = config_of(model={"precision": "bf16"}, tune={"method": method}, deepspeed="ds_configs/zero2.json")
+    engine: Any = SimpleNamespace(config=config, world=SimpleNamespace(device=torch.device("cuda")))
+    batch = pack_of(config, samples(full_config(), 4, tokens))
+    assert gpu_ways.must_recompute(engine, batch, full_config(), memory) is wanted
+
+
 @pytest.mark.soak
 def test_the_program_measures_both_ways_on_a_small_model() -> None:
     command = [sys.executable, "-m", "tests.benchmarks.gpu", "--small", "--crops", "4", "--method", "lora"]
@@ -67,4 +111,7 @@ def test_the_program_measures_both_ways_on_a_small_model() -> None:
     found = json.loads(done.stdout.splitlines()[-1])
     assert {case["way"] for case in found["cases"]} == {"packs", "published"}
     assert all(case["seconds"] > 0 and case["operations"] > 0 for case in found["cases"])
+    assert isinstance(found["tried"]["plain"], float)
+    assert "CUDA" in found["tried"]["liger"]
+    assert found["kernels"] in ("plain", "compile")
     assert found["cases"][0]["explained"] > 0

@@ -48,6 +48,7 @@ BENCHMARKS = (
         quick=("--pictures", "4"),
         material=True,
     ),
+    Benchmark(name="bound", says="what a step at full size can reach on a GPU at most, by its kernels; needs none"),
     Benchmark(
         name="gpu",
         says="training at full size on a GPU, beside the published way and its matrix rate",
