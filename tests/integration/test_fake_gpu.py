@@ -1,0 +1,88 @@
+"""The engine with DeepSpeed's code for GPUs, on a GPU that computes nothing: what waits, and what it takes."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.factories.fake_device import build, compiler
+
+GIB = 2**30
+WAYS = {
+    "zero2": {},
+    "zero3": {"deepspeed": "ds_configs/zero3.json"},
+    "lora": {"tune": {"method": "lora"}},
+    "lora-zero3": {"tune": {"method": "lora"}, "deepspeed": "ds_configs/zero3.json"},
+    "frozen vision": {"tune": {"freeze": ["vision"]}},
+    "several calls of the tower": {"model": {"precision": "bf16", "crops_per_chunk": 4}},
+    "nothing recomputed": {
+        "model": {"precision": "bf16", "checkpoint_decoder": False, "checkpoint_vision": False},
+    },
+}
+LORA = {"tune": {"method": "lora"}}
+KEPT = {"model": {"precision": "bf16", "checkpoint_decoder": False, "checkpoint_vision": False}}
+ZERO3 = {"deepspeed": "ds_configs/zero3.json"}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Callable[..., dict[str, Any]]:
+    """Trains two steps of one pack; gives what fake_training prints."""
+    if torch.version.cuda is not None:
+        pytest.skip("PyTorch is built for CUDA: tests/gpu tests the real device")
+    if compiler() is None:
+        pytest.skip("needs a C++ compiler (on Debian and Ubuntu: apt-get install g++)")
+    folder = tmp_path_factory.mktemp("fake-gpu")
+    library = build(folder / "fake_device.so")
+
+    def train(settings: dict[str, Any], tokens: int, crops: int, full: bool = False) -> dict[str, Any]:
+        plain = {"model": {"precision": "bf16"}, "deepspeed": "ds_configs/zero2.json"}
+        case = {"settings": plain | settings, "tokens": tokens, "crops": crops, "full": full}
+        (folder / "case.json").write_text(json.dumps(case))
+        command = [sys.executable, "-m", "tests.factories.fake_training", str(library), str(folder / "case.json")]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=900, check=False)
+        assert done.returncode == 0, done.stderr[-4000:]
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return found
+
+    return train
+
+
+@pytest.mark.parametrize("way", ["lora", *(pytest.param(way, marks=pytest.mark.soak) for way in WAYS if way != "lora")])
+def test_a_pack_waits_for_nothing_and_a_step_for_a_few_numbers(
+    trained: Callable[..., dict[str, Any]], way: str
+) -> None:
+    found = trained(WAYS[way], tokens=512, crops=4)
+    assert found["device"] == "cuda:0"
+    assert found["attention"] == "flash"
+    assert found["pack_waits"] == []
+    # DeepSpeed asks whether the gradient is finite, and for its norm; each group of parameters adds one.
+    assert 0 < len(found["step_waits"]) <= 6
+    assert set(found["step_waits"]) == {"aten::_local_scalar_dense"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "tokens", "crops", "limit"),
+    [
+        (LORA, 8192, 4, 22 * GIB),
+        pytest.param(LORA, 8192, 16, 22 * GIB, marks=pytest.mark.soak),
+        pytest.param(LORA | ZERO3, 8192, 4, 22 * GIB, marks=pytest.mark.soak),
+        pytest.param(LORA | KEPT, 8192, 4, 48 * GIB, marks=pytest.mark.soak),
+        pytest.param(LORA, 131072, 16, 141e9, marks=pytest.mark.soak),
+        pytest.param({}, 4096, 4, 141e9, marks=pytest.mark.soak),
+        pytest.param(KEPT, 8192, 16, 141e9, marks=pytest.mark.soak),
+    ],
+    ids=["lora", "lora-16", "lora-zero3", "lora-kept", "lora-131072", "full", "full-kept"],
+)
+def test_the_published_sizes_take_what_a_dry_run_computes(
+    trained: Callable[..., dict[str, Any]], settings: dict[str, Any], tokens: int, crops: int, limit: float
+) -> None:
+    found = trained(settings, tokens, crops, full=True)
+    peak, computed = found["peak"], found["computed"]
+    print(f"{settings}, {tokens:,} tokens, {crops} crops: {peak / GIB:.2f} GiB counted, {computed / GIB:.2f} computed")
+    assert peak < limit
+    assert computed == pytest.approx(peak, rel=0.05)
