@@ -24,6 +24,8 @@ PIECE = 512
 DEVICE = torch.device("cuda", 0)
 # Composite where no kernel is built for the device: it would be taken apart here, and is one kernel there.
 KERNELS = ("silu_backward",)
+# What DeepSpeed's ranks compare before they use it, there being no values to compare.
+COMPARED = "deepspeed.runtime.zero.partitioned_param_coordinator.assert_ints_same_as_other_ranks"
 
 
 class FakeGpu(TorchDispatchMode):
@@ -40,7 +42,8 @@ class FakeGpu(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        # Memory of the host's is as good as pinned.
+        kwargs = {name: value for name, value in (kwargs or {}).items() if name != "pin_memory"}
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, FakeTensor)]
         wanted = kwargs.get("device")
         there = wanted is not None and torch.device(wanted).type == "cuda"
@@ -143,8 +146,7 @@ def apply_in_place(module: torch.nn.Module, function: Callable[..., Any], recurs
             with torch.no_grad():
                 changed = function(parameter)
             if changed is not parameter:
-                kept = isinstance(changed, torch.nn.Parameter)
-                module._parameters[name] = changed if kept else torch.nn.Parameter(changed, parameter.requires_grad)
+                module._parameters[name] = torch.nn.Parameter(changed, parameter.requires_grad)
     for name, buffer in module._buffers.items():
         if buffer is not None:
             module._buffers[name] = function(buffer)
@@ -187,9 +189,9 @@ def fake_gpu() -> Iterator[FakeGpu]:
         stack.enter_context(
             mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", flash_attention(plain))
         )
-        # Memory of the host's is as good as pinned.
         stack.enter_context(mock.patch.object(torch.Tensor, "pin_memory", lambda tensor, *args: tensor))
         stack.enter_context(mock.patch.object(torch.Tensor, "record_stream", nothing()))
+        stack.enter_context(mock.patch(COMPARED))
         stack.enter_context(gpu)
         yield gpu
     library._destroy()

@@ -1,6 +1,7 @@
 """The engine with DeepSpeed's code for GPUs, on a GPU that computes nothing: what waits, and what it takes."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.distributed.conftest import Started, make_bench
 from tests.factories.fake_device import build, compiler
 
 GIB = 2**30
@@ -30,14 +32,19 @@ ZERO3 = {"deepspeed": "ds_configs/zero3.json"}
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Callable[..., dict[str, Any]]:
-    """Trains two steps of one pack; gives what fake_training prints."""
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What gives this PyTorch a device."""
     if torch.version.cuda is not None:
         pytest.skip("PyTorch is built for CUDA: tests/gpu tests the real device")
     if compiler() is None:
         pytest.skip("needs a C++ compiler (on Debian and Ubuntu: apt-get install g++)")
-    folder = tmp_path_factory.mktemp("fake-gpu")
-    library = build(folder / "fake_device.so")
+    return build(tmp_path_factory.mktemp("fake-gpu") / "fake_device.so")
+
+
+@pytest.fixture(scope="module")
+def trained(library: Path, root: Path) -> Callable[..., dict[str, Any]]:
+    """Trains two steps of one pack; gives what fake_training prints."""
+    folder = library.parent
 
     def train(settings: dict[str, Any], tokens: int, crops: int, full: bool = False) -> dict[str, Any]:
         plain = {"model": {"precision": "bf16"}, "deepspeed": "ds_configs/zero2.json"}
@@ -63,6 +70,33 @@ def test_a_pack_waits_for_nothing_and_a_step_for_a_few_numbers(
     # DeepSpeed asks whether the gradient is finite, and for its norm; each group of parameters adds one.
     assert 0 < len(found["step_waits"]) <= 6
     assert set(found["step_waits"]) == {"aten::_local_scalar_dense"}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("model.checkpoint_decoder=true", "model.checkpoint_offload=true"),
+        pytest.param(("tune.method=lora", "deepspeed=ds_configs/zero3.json"), marks=pytest.mark.soak),
+        pytest.param(("deepspeed=ds_configs/zero3_offload.json",), marks=pytest.mark.soak),
+        pytest.param(("model.precision=fp16",), marks=pytest.mark.soak),
+        pytest.param(("run.deterministic=true",), marks=pytest.mark.soak),
+    ],
+    ids=["offloaded checkpoints", "lora-zero3", "zero3-offload", "fp16", "deterministic"],
+)
+def test_a_run_goes_from_its_start_to_its_last_checkpoint(
+    library: Path, tmp_path: Path, settings: tuple[str, ...]
+) -> None:
+    bench = make_bench(tmp_path, accelerator="cuda")
+    given = ("model.precision=bf16", "stop.steps=4", "evaluate.every_steps=2", "checkpoint.every_steps=2")
+    command = bench.command(1, "run", *given, "deepspeed=ds_configs/zero2.json", *settings)
+    command[1:2] = ["-m", "tests.factories.fake_run", str(library)]
+    done = Started(command, tmp_path, DS_ACCELERATOR="cuda")
+    output, _ = done.communicate(timeout=300)
+    assert done.returncode == 0, output[-4000:]
+    assert re.search(r"1 rank on cuda, (bf16|fp16), attention flash", output)
+    assert [line["step"] for line in bench.lines("run")] == [1, 2, 3, 4]
+    assert re.search(r"memory +0\.[0-9]*[1-9][0-9]* GiB", output)
+    assert (bench.runs / "run" / "checkpoints" / "step-000004").is_dir()
 
 
 @pytest.mark.parametrize(
