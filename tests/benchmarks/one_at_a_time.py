@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -19,7 +20,9 @@ def as_published(engine: Engine, chosen: Sequence[Encoded], grid: tuple[int, int
         for one in chosen:
             ids = torch.from_numpy(one.input_ids)[None].to(device)
             labels = torch.from_numpy(one.labels).to(device)
-            hidden = published_states(inner, ids, filled_up(one, num_crops, device), grid)
+            # Known here: the published code looks for them on the device, and waits.
+            where = torch.from_numpy(np.flatnonzero(one.input_ids < 0)).to(device)
+            hidden = published_states(inner, ids, filled_up(one, num_crops, device), grid, where)
             logits = inner.lm_head(hidden[0, :-1]).float()
             loss = F.cross_entropy(logits, labels[1:])
             engine.deepspeed.backward(loss / len(chosen), scale_wrt_gas=False)

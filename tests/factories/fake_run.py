@@ -1,4 +1,7 @@
-"""`train/main.py` on a GPU that computes nothing: `python -m tests.factories.fake_run LIBRARY ARGUMENTS …`."""
+"""A program on a GPU that computes nothing: `python -m tests.factories.fake_run LIBRARY PROGRAM ARGUMENTS …`.
+
+PROGRAM: a file or a module.
+"""
 
 import runpy
 import sys
@@ -7,7 +10,9 @@ from unittest import mock
 
 from tests.factories.fake_device import load
 
-load(Path(sys.argv.pop(1)))
+library, program = sys.argv[1:3]
+load(Path(library))
+del sys.argv[1:3]
 
 import torch
 
@@ -25,4 +30,8 @@ def on_device(model: torch.nn.Module, settings: OptimSection) -> torch.optim.Opt
 
 
 with fake_gpu(), mock.patch.object(engine, "build_optimizer", on_device):
-    runpy.run_path("train/main.py", run_name="__main__")
+    if program.endswith(".py"):
+        sys.argv[0] = program
+        runpy.run_path(program, run_name="__main__")
+    else:
+        runpy.run_module(program, run_name="__main__", alter_sys=True)

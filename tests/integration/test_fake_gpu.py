@@ -89,7 +89,7 @@ def test_a_run_goes_from_its_start_to_its_last_checkpoint(
     bench = make_bench(tmp_path, accelerator="cuda")
     given = ("model.precision=bf16", "stop.steps=4", "evaluate.every_steps=2", "checkpoint.every_steps=2")
     command = bench.command(1, "run", *given, "deepspeed=ds_configs/zero2.json", *settings)
-    command[1:2] = ["-m", "tests.factories.fake_run", str(library)]
+    command[1:1] = ["-m", "tests.factories.fake_run", str(library)]
     done = Started(command, tmp_path, DS_ACCELERATOR="cuda")
     output, _ = done.communicate(timeout=300)
     assert done.returncode == 0, output[-4000:]
@@ -120,3 +120,28 @@ def test_the_published_sizes_take_what_a_dry_run_computes(
     print(f"{settings}, {tokens:,} tokens, {crops} crops: {peak / GIB:.2f} GiB counted, {computed / GIB:.2f} computed")
     assert peak < limit
     assert computed == pytest.approx(peak, rel=0.05)
+
+
+def benchmark(library: Path, root: Path, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A benchmark for a GPU, with a small model."""
+    command = [sys.executable, "-m", "tests.factories.fake_run", str(library), f"tests.benchmarks.{name}", "--small"]
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=root, timeout=600, check=False)
+
+
+@pytest.mark.soak
+def test_the_benchmark_on_a_gpu_measures_both_ways_there(library: Path, root: Path) -> None:
+    given = ("--method", "lora", "--crops", "4", "--kernels", "plain", "--seconds", "0.1", "--no-profile")
+    done = benchmark(library, root, "gpu", "--in-this-process", *given)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["device"] == "NVIDIA H200"
+    assert [case["way"] for case in found["cases"]] == ["packs", "packs", "published"]
+    assert all(case["seconds"] > 0 and case["peak_gib"] > 0 and not case["recomputed"] for case in found["cases"])
+
+
+@pytest.mark.soak
+def test_the_benchmark_of_feeding_trains_from_shards_there(library: Path, root: Path) -> None:
+    given = ("--crops", "4", "--workers", "1", "--seconds", "2", "--pictures", "40", "--tokens", "2048")
+    done = benchmark(library, root, "feeding", *given)
+    assert done.returncode in (0, 1), done.stderr[-4000:]  # 1: a bound on seconds, of which there are none here
+    assert "cores for that" in done.stdout
