@@ -170,7 +170,8 @@ def load_of(config: Config, batch: Batch, architecture: Phi3VConfig) -> PackLoad
     )
 
 
-def computed_peak(config: Config, batch: Batch, architecture: Phi3VConfig, device: torch.device) -> int:
-    """Bytes of the device that the dry run computes for packs like this one, on one rank."""
-    setup = Setup.of(config, read(config), ModelSizes.of(architecture.to_dict()), ranks=1, on_cpu=device.type == "cpu")
+def computed_peak(config: Config, batch: Batch, architecture: Phi3VConfig, device: torch.device, ranks: int = 1) -> int:
+    """Bytes of a rank's device that the dry run computes for packs like this one."""
+    sizes = ModelSizes.of(architecture.to_dict())
+    setup = Setup.of(config, read(config), sizes, ranks=ranks, on_cpu=device.type == "cpu")
     return estimate(setup, load_of(config, batch, architecture)).peak.total

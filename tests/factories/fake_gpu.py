@@ -108,14 +108,14 @@ def nothing() -> Callable[..., None]:
     return lambda *args, **kwargs: None
 
 
-def of_cuda(gpu: FakeGpu) -> dict[str, Any]:
-    """What torch.cuda says of the device."""
+def of_cuda(gpu: FakeGpu, count: int) -> dict[str, Any]:
+    """What torch.cuda says of the device, and of others like it."""
     properties = SimpleNamespace(name=NAME, total_memory=MEMORY, major=CAPABILITY[0], minor=CAPABILITY[1])
     silent = ("_lazy_init", "set_device", "synchronize", "empty_cache", "manual_seed_all")
     return {
         "is_available": lambda: True,
         "is_initialized": lambda: True,
-        "device_count": lambda: 1,
+        "device_count": lambda: count,
         "current_device": lambda: 0,
         "get_device_name": lambda device=None: NAME,
         "get_device_capability": lambda device=None: CAPABILITY,
@@ -167,8 +167,11 @@ def flash_attention(plain: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextlib.contextmanager
-def fake_gpu() -> Iterator[FakeGpu]:
-    """A GPU that computes nothing, and process groups in which nothing is sent."""
+def fake_gpu(ranks: int = 1) -> Iterator[FakeGpu]:
+    """A GPU that computes nothing, and process groups in which nothing is sent.
+
+    ranks: this process is the first of so many, each with a GPU; the others need not be there.
+    """
     gpu, begin = FakeGpu(), torch.distributed.init_process_group
     torch._C._set_only_lift_cpu_tensors(True)
     library = torch.library.Library("aten", "IMPL")
@@ -176,14 +179,18 @@ def fake_gpu() -> Iterator[FakeGpu]:
         library.impl(name, lambda *args: None, "CUDA")
 
     def begun(*args: Any, **kwargs: Any) -> None:
-        begin("fake", rank=0, world_size=1, store=FakeStore())
+        begin("fake", rank=0, world_size=ranks, store=FakeStore())
+
+    def everyone(*args: Any, **kwargs: Any) -> Any:
+        return torch.distributed.group.WORLD
 
     with contextlib.ExitStack() as stack:
-        for name, value in of_cuda(gpu).items():
+        for name, value in of_cuda(gpu, ranks).items():
             stack.enter_context(mock.patch.object(torch.cuda, name, value))
         for name in ("range_push", "range_pop"):
             stack.enter_context(mock.patch.object(torch.cuda.nvtx, name, nothing()))
         stack.enter_context(mock.patch.object(torch.distributed, "init_process_group", begun))
+        stack.enter_context(mock.patch.object(torch.distributed, "new_group", everyone))
         stack.enter_context(mock.patch.object(torch.nn.Module, "_apply", apply_in_place))
         plain = torch.nn.functional.scaled_dot_product_attention
         stack.enter_context(

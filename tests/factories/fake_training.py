@@ -1,11 +1,13 @@
 """Two steps of the trainer's engine on a GPU that computes nothing: `python -m … LIBRARY CASE.json`.
 
-A case holds `settings` of a run, whether the model is of the published sizes (`full`), `tokens` and `crops` of a pack.
+A case holds `settings` of a run, whether the model is of the published sizes (`full`), `tokens` and `crops` of a pack,
+and how many `ranks` there are, of which this is the first.
 Prints, as JSON, what a pack and a step wait for, and bytes of the device: after the engine's start, the most of two
 steps, and what the dry run computes for them.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -27,7 +29,10 @@ from tests.factories.fake_gpu import fake_gpu
 from train.loss import backward_scale, count_labels
 
 case = json.loads(Path(sys.argv[2]).read_text())
-with fake_gpu() as gpu:
+ranks = case["ranks"]
+place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+os.environ.update(place | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"} if ranks > 1 else {})
+with fake_gpu(ranks) as gpu:
     architecture = full_config() if case["full"] else small_config()
     config = config_of(**case["settings"])
     engine = make_engine(architecture, config, alone())
@@ -42,5 +47,5 @@ with fake_gpu() as gpu:
         engine.step(1e-5)
         found["step_waits"] = list(gpu.waits)
     found["peak"] = gpu.peak_bytes
-    found["computed"] = computed_peak(config, batch, architecture, engine.world.device)
+    found["computed"] = computed_peak(config, batch, architecture, engine.world.device, ranks)
 print(json.dumps(found), flush=True)

@@ -46,9 +46,10 @@ def trained(library: Path, root: Path) -> Callable[..., dict[str, Any]]:
     """Trains two steps of one pack; gives what fake_training prints."""
     folder = library.parent
 
-    def train(settings: dict[str, Any], tokens: int, crops: int, full: bool = False) -> dict[str, Any]:
+    def train(settings: dict[str, Any], tokens: int, crops: int, full: bool = False, ranks: int = 1) -> dict[str, Any]:
         plain = {"model": {"precision": "bf16"}, "deepspeed": "ds_configs/zero2.json"}
-        case = {"settings": plain | settings, "tokens": tokens, "crops": crops, "full": full}
+        plain |= {"batch": {"global_batch_packs": ranks}}
+        case = {"settings": plain | settings, "tokens": tokens, "crops": crops, "full": full, "ranks": ranks}
         (folder / "case.json").write_text(json.dumps(case))
         command = [sys.executable, "-m", "tests.factories.fake_training", str(library), str(folder / "case.json")]
         done = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=900, check=False)
@@ -70,6 +71,20 @@ def test_a_pack_waits_for_nothing_and_a_step_for_a_few_numbers(
     # DeepSpeed asks whether the gradient is finite, and for its norm; each group of parameters adds one.
     assert 0 < len(found["step_waits"]) <= 6
     assert set(found["step_waits"]) == {"aten::_local_scalar_dense"}
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    "settings", [{}, ZERO3, LORA | ZERO3, KEPT | ZERO3], ids=["zero2", "zero3", "lora-zero3", "kept-zero3"]
+)
+def test_one_of_eight_gpus_takes_what_a_dry_run_computes(
+    trained: Callable[..., dict[str, Any]], settings: dict[str, Any]
+) -> None:
+    found = trained(settings, 4096, 4, full=True, ranks=8)
+    peak, computed = found["peak"], found["computed"]
+    print(f"{settings}, 8 GPUs: {peak / GIB:.2f} GiB counted, {computed / GIB:.2f} computed")
+    assert found["pack_waits"] == []
+    assert computed == pytest.approx(peak, rel=0.05)
 
 
 @pytest.mark.parametrize(
