@@ -41,6 +41,40 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("fake-gpu") / "fake_device.so")
 
 
+DEVICE_ITSELF = """
+import sys
+from pathlib import Path
+from tests.factories.fake_device import load
+load(Path(sys.argv[1]))
+import torch
+from tests.factories.fake_gpu import PIECE, fake_gpu
+with fake_gpu() as gpu:
+    weight = torch.nn.Parameter(torch.ones(3, 4).to("cuda"))
+    assert gpu.live_bytes == PIECE
+    (weight * 2).sum().backward()
+    assert weight.grad.device.type == "cuda" and weight.grad.shape == weight.shape
+    assert gpu.waits == [] and gpu.live_bytes < gpu.peak_bytes
+    weight.sum().item()
+    weight.detach().cpu()
+    assert len(gpu.waits) == 2, gpu.waits
+    for wrong in (lambda: weight + torch.ones(3, 4), lambda: weight.nonzero(), lambda: weight @ weight):
+        try:
+            wrong()
+        except Exception as error:
+            print(type(error).__name__)
+    del weight
+    assert gpu.live_bytes == 0, gpu.live_bytes
+"""
+
+
+def test_the_device_itself_tells_of_waits_and_of_tensors_on_the_wrong_side(library: Path, root: Path) -> None:
+    command = [sys.executable, "-c", DEVICE_ITSELF, str(library)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    wrong = ["FakeTensorDeviceMismatchError", "DynamicOutputShapeException", "RuntimeError"]
+    assert done.stdout.split()[-3:] == wrong
+
+
 @pytest.fixture(scope="module")
 def trained(library: Path, root: Path) -> Callable[..., dict[str, Any]]:
     """Trains two steps of one pack; gives what fake_training prints."""
