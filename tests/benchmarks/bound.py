@@ -121,7 +121,7 @@ def own_costs(method: str, recomputed: bool, by_one: bool, batch: Batch, options
 
 def row_of(start: Sequence[str], costs: KernelCosts, pictures: int, share: str) -> tuple[str, ...]:
     """A row of the table."""
-    total = sum(costs.seconds.values())
+    total = costs.total_s
     largest = ", ".join(f"{name} {spent / total:.0%}" for name, spent in costs.seconds.most_common(4))
     return (*start, f"{1e3 * total:.0f}", f"{pictures / total:.2f}", share, largest)
 
@@ -134,11 +134,11 @@ def measure(options: argparse.Namespace) -> list[Figure]:
     rows, figures = [], []
     for method in ("full", "lora"):
         costs = published_costs(method, chosen, options)
-        theirs = pictures / sum(costs.seconds.values())
+        theirs = pictures / costs.total_s
         rows.append(row_of((method, "published", "no"), costs, pictures, ""))
         for recomputed, by_one in itertools.product((True, False), (False, True)):
             costs, operations = own_costs(method, recomputed, by_one, batch, options)
-            ours, limit = pictures / sum(costs.seconds.values()), pictures * options.rate / operations
+            ours, limit = pictures / costs.total_s, pictures * options.rate / operations
             way = "fused" if by_one else "plain"
             rows.append(row_of((method, way, "yes" if recomputed else "no"), costs, pictures, f"{ours / limit:.1%}"))
             figure = Figure(

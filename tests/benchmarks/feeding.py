@@ -15,14 +15,22 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tests.benchmarks.figures import Beside, Figure, Unavailable, command
-from tests.benchmarks.full_size import alone, config_of, full_config, make_engine, small_config
-from tests.benchmarks.gpu import timed
+from tests.benchmarks.full_size import (
+    alone,
+    config_of,
+    full_config,
+    make_engine,
+    small_config,
+    timed,
+    train_step,
+)
 from tests.benchmarks.loader import write_shards
 from tests.benchmarks.pairs import print_table
 from tests.benchmarks.pictures import pictures, tokenizer_file
@@ -30,7 +38,6 @@ from tests.conftest import MATERIAL
 from tests.factories.plans import published, small
 from tests.factories.small_shards import write_tokenizer
 from train.engine import Engine
-from train.loss import backward_scale, count_labels
 from train.pipeline.batch import Batch
 from train.pipeline.loader import Loader
 from train.pipeline.opening import open_plan
@@ -54,12 +61,6 @@ def plan_of(shards: Path, tokenizer: Path, crops: int, options: argparse.Namespa
     return open_plan(shards, "train", settings, tokenizer_file=tokenizer, cache=shards)
 
 
-def trained(engine: Engine, batch: Batch) -> None:
-    """One step."""
-    engine.train_pack(batch, 0, backward_scale(1, count_labels(batch.labels)))
-    engine.step(1e-6)
-
-
 def fed(engine: Engine, plan: Plan, tokenizer: Path, workers: int, seconds: float) -> tuple[float, float]:
     """Pictures a second of training from shards, and the share of the time that it waited; first steps left out."""
     device, seen, waited = engine.world.device, 0, 0.0
@@ -67,7 +68,7 @@ def fed(engine: Engine, plan: Plan, tokenizer: Path, workers: int, seconds: floa
         begun = time.perf_counter()
         for step, batches in loader:
             for batch in batches:
-                trained(engine, batch)
+                train_step(engine, batch)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             if step < 2:
@@ -110,7 +111,7 @@ def measure(options: argparse.Namespace) -> list[Figure]:
         for crops in options.crops:
             plan = plan_of(shards, tokenizer, crops, options)
             batch = first_batch(plan, tokenizer)
-            spent = statistics.median(timed(lambda batch=batch: trained(engine, batch), world.device, 3.0, 2))
+            spent = statistics.median(timed(partial(train_step, engine, batch), world.device, 3.0, 2))
             takes = len(batch.grids) / spent
             makes = loader_rate(plan, tokenizer, workers=1, seconds=options.seconds).pictures_per_s
             for workers in options.workers:

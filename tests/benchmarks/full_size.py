@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from train.estimate.memory import estimate
 from train.estimate.setup import PackLoad, Setup
 from train.estimate.sizes import ModelSizes
 from train.flops import seen_crops
-from train.loss import count_labels
+from train.loss import backward_scale, count_labels
 from train.model.attention import resolve_attention
 from train.model.configuration import Phi3VConfig
 from train.model.crops import tower_crops
@@ -175,3 +176,24 @@ def computed_peak(config: Config, batch: Batch, architecture: Phi3VConfig, devic
     sizes = ModelSizes.of(architecture.to_dict())
     setup = Setup.of(config, read(config), sizes, ranks=ranks, on_cpu=device.type == "cpu")
     return estimate(setup, load_of(config, batch, architecture)).peak.total
+
+
+def train_step(engine: Engine, batch: Batch) -> None:
+    """A step of one pack."""
+    engine.train_pack(batch, 0, backward_scale(1, count_labels(batch.labels)))
+    engine.step(1e-6)
+
+
+def timed(step: Callable[[], object], device: torch.device, seconds: float, least: int) -> list[float]:
+    """Seconds of each of the steps that fit into a time, at least so many, after one that is not counted."""
+    spent: list[float] = []
+    step()
+    while len(spent) < least or sum(spent) < seconds:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        begun = time.perf_counter()
+        step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        spent.append(time.perf_counter() - begun)
+    return spent

@@ -18,8 +18,8 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,6 +35,8 @@ from tests.benchmarks.full_size import (
     pack_of,
     samples,
     small_config,
+    timed,
+    train_step,
 )
 from tests.benchmarks.gpu_figures import gpu_figures
 from tests.benchmarks.gpu_tables import tell, tell_published
@@ -44,7 +46,6 @@ from tests.benchmarks.one_at_a_time import as_published
 from train.config_schema import Config
 from train.engine import Engine
 from train.flops import peak_flops, seen_crops
-from train.loss import backward_scale, count_labels
 from train.preflight_rates import matrix_rate
 
 TOKENS = (1024, 4096, 16384, 65536, 131072)
@@ -72,21 +73,6 @@ def config_for(method: str, options: argparse.Namespace, memory: float) -> Confi
         tune=TUNE[method],
         deepspeed="ds_configs/zero2.json" if fits else "ds_configs/zero3_offload.json",
     )
-
-
-def timed(step: Callable[[], object], device: torch.device, seconds: float, least: int) -> list[float]:
-    """Seconds of each of the steps that fit into a time, at least so many, after one that is not counted."""
-    spent: list[float] = []
-    step()
-    while len(spent) < least or sum(spent) < seconds:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        begun = time.perf_counter()
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        spent.append(time.perf_counter() - begun)
-    return spent
 
 
 def measure_packs(
@@ -140,13 +126,9 @@ def recomputing(
 def try_kernels(engine: Engine, options: argparse.Namespace, architecture: Any) -> dict[str, float | str]:
     """Seconds of a step on a small pack by each of the kernels in question, or why they cannot be had."""
     batch = pack_of(engine.config, samples(architecture, min(options.crops), options.published_tokens))
-    scale = backward_scale(1, count_labels(batch.labels))
-
-    def step() -> None:
-        engine.train_pack(batch, 0, scale)
-        engine.step(1e-6)
-
-    return try_ways(engine, list(WAYS) if options.kernels == "best" else [options.kernels], step)
+    return try_ways(
+        engine, list(WAYS) if options.kernels == "best" else [options.kernels], partial(train_step, engine, batch)
+    )
 
 
 def guarded(work: Callable[[], dict[str, Any]], engine: Engine, options: argparse.Namespace) -> dict[str, Any]:
@@ -174,12 +156,7 @@ def guarded(work: Callable[[], dict[str, Any]], engine: Engine, options: argpars
 def packed(engine: Engine, chosen: Sequence[Any], options: argparse.Namespace) -> dict[str, Any]:
     """Steps of one pack."""
     batch = pack_of(engine.config, chosen)
-    scale = backward_scale(1, count_labels(batch.labels))
-
-    def step() -> None:
-        engine.train_pack(batch, 0, scale)
-        engine.step(1e-6)
-
+    step = partial(train_step, engine, batch)
     rounds = timed(step, engine.world.device, options.seconds, options.steps)
     looked = kernel_times(step, engine.world.device) if options.profile else None
     return {

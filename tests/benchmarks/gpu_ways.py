@@ -1,11 +1,10 @@
 """Which fused kernels pay on this GPU, and whether activations have to be recomputed: tried before it is measured."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from tests.benchmarks.full_size import computed_peak, inner_model
+from tests.benchmarks.full_size import computed_peak, inner_model, timed
 from train.engine import Engine
 from train.model.configuration import Phi3VConfig
 from train.model.kernels import choose_kernels, use_kernels, why_no_compiler, why_no_liger
@@ -17,6 +16,8 @@ WAYS = {
     "compile": {"liger": False, "compiled": True},
     "both": {"liger": True, "compiled": True},
 }
+TIMES = 3
+"""Steps that each of them is timed for."""
 ROOM = 0.85
 """Of the device's memory, what a step may take by computation to go without recomputing."""
 
@@ -43,7 +44,8 @@ def try_ways(engine: Engine, ways: Sequence[str], step: Callable[[], object]) ->
             continue
         try:
             use_way(engine, way)
-            found[way] = seconds_of(step, engine.world.device)
+            step()  # the first one compiles
+            found[way] = min(timed(step, engine.world.device, 0.0, TIMES))
         except Exception as error:  # a compiler or a kernel that fails here is a finding, and no reason to end
             found[way] = f"{type(error).__name__}: {error}".splitlines()[0][:120]
     return found
@@ -67,16 +69,3 @@ def must_recompute(engine: Engine, batch: Batch, architecture: Phi3VConfig, memo
     kept = engine.config.model.model_copy(update={"checkpoint_decoder": False, "checkpoint_vision": False})
     config = engine.config.model_copy(update={"model": kept})
     return computed_peak(config, batch, architecture, engine.world.device) > ROOM * memory
-
-
-def seconds_of(step: Callable[[], object], device: torch.device) -> float:
-    """The quickest of three steps after two that are not counted."""
-    spent = []
-    for number in range(5):
-        begun = time.perf_counter()
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        if number > 1:
-            spent.append(time.perf_counter() - begun)
-    return min(spent)

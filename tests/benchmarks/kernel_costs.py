@@ -13,17 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+
+from tests.factories.allocations import tensors_in
 
 FREE = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"}
 BACKWARD_OF_FORWARD = 2.5
 """Products of flash attention's backward pass, which makes the scores again, over those of its forward pass."""
-
-
-def tensors_in(*values: Any) -> list[Tensor]:
-    """Every tensor in nested values."""
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
 def bytes_of(*values: Any) -> int:
@@ -67,6 +63,11 @@ class KernelCosts(TorchDispatchMode):
         read = made if name in ("index_select", "embedding", "gather") else given
         self.add(name, operations, bytes_of(read, made))
         return result
+
+    @property
+    def total_s(self) -> float:
+        """Seconds of all kernels together."""
+        return sum(self.seconds.values())
 
     def add(self, name: str, operations: float, moved: float) -> None:
         """Count a kernel of so many operations that moves so many bytes."""

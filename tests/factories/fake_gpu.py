@@ -6,7 +6,6 @@ counted as the allocator gives it out; what a kernel takes for itself while it r
 """
 
 import contextlib
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +15,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from tests.factories.allocations import LiveBytes, tensors_in
 
 NAME, MEMORY, CAPABILITY = "NVIDIA H200", 150_000_000_000, (9, 0)
 PIECE = 512
@@ -28,32 +28,29 @@ KERNELS = ("silu_backward",)
 COMPARED = "deepspeed.runtime.zero.partitioned_param_coordinator.assert_ints_same_as_other_ranks"
 
 
-class FakeGpu(TorchDispatchMode):
+class FakeGpu(TorchDispatchMode, LiveBytes):
     """Keeps what is on the device fake; counts its memory, and what waits for it."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.live_bytes = self.peak_bytes = 0
+        TorchDispatchMode.__init__(self)
+        LiveBytes.__init__(self, PIECE)
         self.waits: list[str] = []
         """Operations that read a value back from the device."""
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
-        self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         # Memory of the host's is as good as pinned.
         kwargs = {name: value for name, value in (kwargs or {}).items() if name != "pin_memory"}
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, FakeTensor)]
+        given = [tensor for tensor in tensors_in(args, kwargs) if isinstance(tensor, FakeTensor)]
         wanted = kwargs.get("device")
         there = wanted is not None and torch.device(wanted).type == "cuda"
         if not given and not there:
             return func(*args, **kwargs)
         result = self._run(func, args, kwargs, there)
-        held = {id(tensor.untyped_storage()) for tensor in given}
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, FakeTensor) and leaf.device.type == "cuda":
-                self._count(leaf.untyped_storage(), held)
+        made = [tensor for tensor in tensors_in(result) if isinstance(tensor, FakeTensor)]
+        self.count((tensor for tensor in made if tensor.device.type == "cuda"), given)
         return result
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], there: bool) -> Any:
@@ -73,22 +70,6 @@ class FakeGpu(TorchDispatchMode):
             return first
         with self._fake:
             return func(*args, **kwargs)
-
-    def _count(self, storage: torch.UntypedStorage, held: set[int]) -> None:
-        if id(storage) in held or storage in self._known:
-            return
-        self._known.add(storage)
-        size = -(-storage.nbytes() // PIECE) * PIECE
-        self.live_bytes += size
-        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
-        weakref.finalize(storage, self._freed, size)
-
-    def _freed(self, size: int) -> None:
-        self.live_bytes -= size
-
-    def forget_peak(self) -> None:
-        """Count the peak from now on."""
-        self.peak_bytes = self.live_bytes
 
 
 class Idle:

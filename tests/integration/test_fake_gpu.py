@@ -15,20 +15,18 @@ from tests.distributed.conftest import Started, make_bench
 from tests.factories.fake_device import build, compiler
 
 GIB = 2**30
-WAYS = {
-    "zero2": {},
-    "zero3": {"deepspeed": "ds_configs/zero3.json"},
-    "lora": {"tune": {"method": "lora"}},
-    "lora-zero3": {"tune": {"method": "lora"}, "deepspeed": "ds_configs/zero3.json"},
-    "frozen vision": {"tune": {"freeze": ["vision"]}},
-    "several calls of the tower": {"model": {"precision": "bf16", "crops_per_chunk": 4}},
-    "nothing recomputed": {
-        "model": {"precision": "bf16", "checkpoint_decoder": False, "checkpoint_vision": False},
-    },
-}
 LORA = {"tune": {"method": "lora"}}
 KEPT = {"model": {"precision": "bf16", "checkpoint_decoder": False, "checkpoint_vision": False}}
 ZERO3 = {"deepspeed": "ds_configs/zero3.json"}
+WAYS = {
+    "zero2": {},
+    "zero3": ZERO3,
+    "lora": LORA,
+    "lora-zero3": LORA | ZERO3,
+    "frozen vision": {"tune": {"freeze": ["vision"]}},
+    "several calls of the tower": {"model": {"precision": "bf16", "crops_per_chunk": 4}},
+    "nothing recomputed": KEPT,
+}
 
 
 @pytest.fixture(scope="module")

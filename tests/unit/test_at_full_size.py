@@ -16,6 +16,7 @@ from tests.benchmarks.full_size import (
     config_of,
     full_config,
     pack_of,
+    random_model,
     samples,
 )
 from train.engine import part_sizes
@@ -32,13 +33,7 @@ ATTENTION = ("_varlen_attn", "bmm")
 
 def full_model() -> Phi3VForCausalLM:
     """4.15 B parameters that take no memory, by flash attention."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with META:
-            model = Phi3VForCausalLM(full_config())
-    finally:
-        torch.set_default_dtype(before)
+    model = random_model(full_config(), META, torch.bfloat16)
     model.set_attn_implementation("flash")
     return model.train()
 
